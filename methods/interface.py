@@ -1,0 +1,325 @@
+"""The contract between models, methods and the harness.
+
+A model is walked as a sequence of decoder blocks, each a plain mapping from parameter name to tensor.
+A family adapter knows how to run such a block in stages; a source hands blocks out, a sink takes pruned
+ones in; a pruner stands between the two. Nothing here holds more than one block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from methods.target import Target
+
+__all__ = [
+    "Arguments",
+    "Block",
+    "BlockSink",
+    "BlockSource",
+    "Calibration",
+    "Family",
+    "Matrix",
+    "MatrixReport",
+    "ModelShape",
+    "Observer",
+    "PruneReport",
+    "Pruner",
+    "Run",
+    "Silent",
+    "Stage",
+]
+
+Block = dict[str, Tensor]
+"""Parameters of one decoder block by name inside the block, such as ``self_attn.q_proj.weight``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Every size of a model that closed forms need; read from a config, never from weights."""
+
+    family: str
+    blocks: int
+    width: int
+    """Width of the residual stream."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feedforward: int
+    vocabulary: int
+    positions: int
+    """Longest context the model was made for, in tokens."""
+    position_rows: int
+    """Rows of a learned position table (OPT: positions + 2), 0 where there is none."""
+    embedding_width: int
+    """Width of the token table; below ``width`` only in OPT-350M, which projects in and out."""
+    tied: bool
+    post_norm: bool
+    """Norm after the residual sum (OPT-350M) instead of before."""
+    final_norm: bool
+    attention_bias: bool
+    feedforward_bias: bool
+    gated: bool
+    """Gated feed-forward (gate and up), as in LLaMA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One prunable linear layer of a block: ``rows`` outputs, ``columns`` inputs; ``name`` has no ``.weight``."""
+
+    name: str
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a block needs beside hidden states, for one batch; rebuilt per batch by the family.
+
+    ``bias``: additive attention bias, broadcastable to [batch, heads, length, length], or None for plain causal;
+    ``cos``/``sin``: rotary tables [batch or 1, length, head_dim], or None.
+    """
+
+    bias: Tensor | None = None
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+
+
+Carry = tuple[Tensor, ...]
+"""What is kept of a batch between two stages of a block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Linears of a block that read one shared input, in data-flow order.
+
+    ``inputs(block, carry, arguments)`` gives that input [batch, length, columns];
+    ``advance(block, carry, inputs, arguments)`` runs the linears and all up to the next stage's carry
+    (after the last stage: a 1-tuple, the block's output). The first carry is a 1-tuple, the block's input.
+    """
+
+    linears: tuple[str, ...]
+    inputs: Callable[[Block, Carry, Arguments], Tensor]
+    advance: Callable[[Block, Carry, Tensor, Arguments], Carry]
+
+
+class Family(Protocol):
+    """All that is particular to OPT, BLOOM or LLaMA."""
+
+    name: str
+
+    def shape(self, config: Mapping[str, Any]) -> ModelShape:
+        """Sizes from a Hugging Face config. Raises UnsupportedModel for a variant that cannot be walked."""
+        ...
+
+    def matrices(self, shape: ModelShape) -> tuple[Matrix, ...]:
+        """Prunable matrices of every block, in the order of ``stages``."""
+        ...
+
+    def block_tensors(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+        """Every parameter of a block with its shape, by name inside the block."""
+        ...
+
+    def outer_tensors(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+        """Every parameter outside the blocks, by full name; the head is absent where it is tied."""
+        ...
+
+    def block_prefix(self, index: int) -> str:
+        """Full-name prefix of a block's parameters, such as ``model.layers.3.``."""
+        ...
+
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """Other spellings of a full parameter name seen in published checkpoints, best first."""
+        ...
+
+    def stages(self, config: Mapping[str, Any]) -> tuple[Stage, ...]:
+        """A block's forward pass, cut where its linears read their inputs."""
+        ...
+
+    def arguments(
+        self, config: Mapping[str, Any], mask: Tensor | None, batch: int, length: int, like: Tensor
+    ) -> Arguments:
+        """Per-batch arguments; ``mask`` [batch, length] is 1 for real tokens, ``like`` gives dtype and device."""
+        ...
+
+    def embed(self, outer: OuterTensors, config: Mapping[str, Any], tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens [batch, length] to the first block's input [batch, length, width]."""
+        ...
+
+    def finish(self, outer: OuterTensors, config: Mapping[str, Any], hidden: Tensor) -> Tensor:
+        """The last block's output to what the head reads (final norm, projection out)."""
+        ...
+
+    def head(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor:
+        """The output matrix [vocabulary, embedding width], tied or not."""
+        ...
+
+
+class OuterTensors(Protocol):
+    """Parameters outside the blocks, fetched one at a time so that none need stay in memory."""
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        """Rows of a table, in the compute dtype on the compute device; gathers without a copy of the table."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole parameter, in the compute dtype on the compute device."""
+        ...
+
+
+class BlockSource(Protocol):
+    """Reads a model one block at a time."""
+
+    config: Mapping[str, Any]
+    shape: ModelShape
+    family: Family
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def outer(self) -> OuterTensors:
+        """Parameters outside the blocks."""
+        ...
+
+    def block(self, index: int) -> Block:
+        """A fresh copy of block ``index`` in the compute dtype. Raises CheckpointError where it cannot be read."""
+        ...
+
+
+class BlockSink(Protocol):
+    """Takes finished blocks; atomic per block, so that a killed run resumes after the last one."""
+
+    def put(self, index: int, block: Block) -> None:
+        """Store a finished block; returns once it is safe on disk."""
+        ...
+
+    def __contains__(self, index: int) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Token windows, int64 [windows, length]: drawn ones for the statistics, held-out ones for the error."""
+
+    tokens: Tensor
+    heldout: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixReport:
+    """What happened to one matrix. Errors are relative squared output errors, |X(W-Ŵ)ᵀ|² / |XWᵀ|²."""
+
+    block: int
+    name: str
+    rows: int
+    columns: int
+    removed: int
+    calibration_error: float | None
+    heldout_error: float | None
+    damping: float | None
+    dead_columns: int
+    escalations: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What a pruner did to a model. ``seconds`` by phase: forward, moments, solve, read, write."""
+
+    matrices: tuple[MatrixReport, ...]
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+    resumed_blocks: int = 0
+
+
+class Observer(Protocol):
+    """Progress, as it happens."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase of ``total`` steps begins (``calibrate``, ``prune``, ``perplexity`` …)."""
+        ...
+
+    def step(self, done: int, note: str = "") -> None:
+        """``done`` steps of the phase are finished."""
+        ...
+
+    def warning(self, text: str) -> None:
+        """Something worth a line in the record."""
+        ...
+
+
+class Silent:
+    """An observer that keeps warnings and shows nothing."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def phase(self, name: str, total: int) -> None:
+        """Nothing to show."""
+
+    def step(self, done: int, note: str = "") -> None:
+        """Nothing to show."""
+
+    def warning(self, text: str) -> None:
+        """Keep the text."""
+        self.warnings.append(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How to run a pruner: everything that is neither the model nor the method.
+
+    ``hidden_budget``: bytes of hidden states kept in memory; what exceeds it lies on disk under ``work``.
+    ``work``: folder of the resume point, or None to keep none.
+    """
+
+    seed: int = 0
+    schedule: str = "sequential"
+    hessian_dtype: torch.dtype = torch.float32
+    batch_tokens: int = 8192
+    hidden_budget: int = 2 << 30
+    work: Path | None = None
+    observer: Observer = field(default_factory=Silent)
+
+    def generator(self, block: int, matrix: str) -> torch.Generator:
+        """Random numbers keyed by (seed, block, matrix), so that no order of work changes them."""
+        key = hashlib.sha256(f"{self.seed}/{block}/{matrix}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+class Pruner(Protocol):
+    """A method on a model. Per model, since slicing changes shapes across blocks."""
+
+    needs_calibration: bool
+
+    def refuse(self, shape: ModelShape, target: Target) -> str | None:
+        """Why this method cannot reach this target on this model, or None. Looks at the config only."""
+        ...
+
+    def prune(
+        self, source: BlockSource, calibration: Calibration | None, target: Target, sink: BlockSink, run: Run
+    ) -> PruneReport:
+        """Prune every block from ``source`` into ``sink``."""
+        ...
+
+
+def batches(windows: int, length: int, batch_tokens: int) -> Iterator[slice]:
+    """Slices of whole windows with at most ``batch_tokens`` tokens each (one window at least)."""
+    size = max(1, batch_tokens // max(1, length))
+    for start in range(0, windows, size):
+        yield slice(start, min(windows, start + size))
+
+
+def matrix_sizes(matrices: Sequence[Matrix], blocks: int) -> int:
+    """Prunable weights of the whole model."""
+    return blocks * sum(matrix.size for matrix in matrices)
