@@ -1,0 +1,68 @@
+"""Raw per-window and per-item values, in safetensors files named by the SHA-256 of what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.results.files import fault, replace_file
+from methods.errors import StoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FOLDER = "values"
+_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+
+
+def save_values(out: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """Write `arrays` (any shapes, numeric or bool) to OUT/values/ and return the name; equal arrays share it.
+
+    Raises `MachineError` where the file cannot be written, `StoreError` for what safetensors cannot hold.
+    """
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import save
+
+    try:
+        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"these values cannot be stored as safetensors: {error}") from error
+    name = f"{hashlib.sha256(data).hexdigest()}.safetensors"
+    path = out / FOLDER / name
+    try:
+        if not path.is_file() or path.stat().st_size != len(data):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, data)
+    except OSError as error:
+        raise fault("write", path, error) from error
+    return name
+
+
+def load_values(out: Path, name: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Read a side file back, verified against the hash in its name.
+
+    Raises `StoreError` for a name that is none, a missing or altered file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    # A record is untrusted: its side file may only ever lie in OUT/values.
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"{name[:80]!r} names no values file: expected <64 hex digits>.safetensors")
+    path = out / FOLDER / name
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing: run the cell it belongs to again, with --force") from None
+    except OSError as error:
+        raise fault("read", path, error) from error
+    if hashlib.sha256(data).hexdigest() != name.partition(".")[0]:
+        raise StoreError(f"{path} was altered or cut short: run the cell it belongs to again, with --force")
+    try:
+        return dict(load(data))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} holds no readable safetensors: {error}") from error
