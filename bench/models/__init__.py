@@ -1,0 +1,1 @@
+"""Models by short id: what is known of each, and where its weights come from."""
