@@ -1,0 +1,1 @@
+"""How a target is shared out over the matrices of a model."""

@@ -1,0 +1,32 @@
+"""The same share of every matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from methods.interface import BlockSource, Calibration, Run
+from methods.layerwise.rule import Budget
+from methods.layerwise.select import round_half_up
+from methods.target import Target
+
+__all__ = ["Uniform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Each matrix of N weights loses round(share · N), or keeps N of every M."""
+
+    name: str = "uniform"
+    needs_calibration: bool = False
+
+    def __call__(
+        self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run
+    ) -> Mapping[tuple[int, str], Budget]:
+        """One budget per (block, matrix name)."""
+        matrices = source.family.matrices(source.shape)
+        if target.kind == "nm":
+            budgets = {matrix.name: Budget(keep=target.keep, group=target.group) for matrix in matrices}
+        else:
+            budgets = {matrix.name: Budget(remove=round_half_up(target.amount * matrix.size)) for matrix in matrices}
+        return {(index, name): budget for index in range(source.shape.blocks) for name, budget in budgets.items()}

@@ -1,0 +1,42 @@
+"""Magnitude pruning: the smallest weights go, nothing else moves (Han et al., arXiv 1506.02626)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.layerwise.rule import Budget, Problem, Solution
+from methods.layerwise.select import smallest, smallest_in_groups
+
+__all__ = ["Magnitude", "magnitude_mask"]
+
+
+def magnitude_mask(weight: Tensor, budget: Budget, *, reference: bool = False) -> Tensor:
+    """Mask [rows, columns, bool] of the smallest |w|, compared in float32.
+
+    ``reference`` follows SparseGPT's ``--gmp``: everything at or below the element ⌊numel · sparsity⌋ of the sorted
+    magnitudes, so at least one weight more than asked (unstructured only; N:M has one rule).
+    """
+    scores = weight.abs().float()
+    if budget.group:
+        return smallest_in_groups(scores, budget.keep, budget.group)
+    if reference and budget.remove:
+        flat = scores.flatten()
+        return scores <= flat.kthvalue(min(budget.remove + 1, flat.numel())).values
+    return smallest(scores, budget.remove)
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude:
+    """The rule ``magnitude``: score |w|, no update."""
+
+    reference: bool = False
+    name: str = "magnitude"
+    needs_moments: bool = False
+
+    def solve(self, problem: Problem) -> Solution:
+        """Zero the smallest weights of the matrix."""
+        mask = magnitude_mask(problem.weight, problem.budget, reference=self.reference)
+        return Solution(torch.where(mask, torch.zeros_like(problem.weight), problem.weight), mask)

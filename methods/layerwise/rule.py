@@ -1,0 +1,92 @@
+"""What a layer-wise method is made of: a budget per matrix, a problem, a rule that solves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from methods.interface import BlockSource, Calibration, Matrix, Run
+from methods.moments import Factor, Gram, factorise
+from methods.target import Target
+
+__all__ = ["Allocation", "Budget", "Moments", "Problem", "Rule", "Solution"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one matrix loses: exactly ``remove`` weights, or all but ``keep`` of every ``group``."""
+
+    remove: int = 0
+    keep: int = 0
+    group: int = 0
+
+    def count(self, matrix: Matrix) -> int:
+        """Weights removed from this matrix."""
+        return matrix.size // self.group * (self.group - self.keep) if self.group else self.remove
+
+
+class Moments:
+    """Statistics of the input that a stage's linears share; one factorisation serves them all."""
+
+    def __init__(self, gram: Gram, where: str) -> None:
+        self.gram = gram
+        self.where = where
+        self._factors: dict[tuple[float, bool], Factor] = {}
+
+    def factor(self, percdamp: float, *, reference: bool = False) -> Factor:
+        """The inverse Hessian's factor at this damping. Raises HessianError, NonFiniteError."""
+        key = (percdamp, reference)
+        if key not in self._factors:
+            self.gram.check(self.where)
+            hessian = self.gram.hessian() if reference else self.gram.matrix
+            self._factors[key] = factorise(hessian, percdamp, reference=reference, where=self.where)
+        return self._factors[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One matrix to prune: ``weight`` [rows, columns] float32 (the rule may overwrite it), its budget, its inputs."""
+
+    block: int
+    matrix: Matrix
+    weight: Tensor
+    budget: Budget
+    moments: Moments | None
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The pruned weight [rows, columns] float32, the mask of what was removed, and how the Hessian fared."""
+
+    weight: Tensor
+    mask: Tensor
+    factor: Factor | None = None
+
+
+class Rule(Protocol):
+    """Prunes one matrix. Pure: tensors in, tensors out."""
+
+    name: str
+    needs_moments: bool
+
+    def solve(self, problem: Problem) -> Solution:
+        """Remove what the budget says, and update what stays."""
+        ...
+
+
+class Allocation(Protocol):
+    """Shares a target out over all matrices of a model."""
+
+    name: str
+    needs_calibration: bool
+
+    def __call__(
+        self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run
+    ) -> Mapping[tuple[int, str], Budget]:
+        """An exact budget for every (block, matrix name)."""
+        ...

@@ -1,0 +1,55 @@
+"""Exact selection: remove precisely this many, ties broken by index."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from methods.errors import NonFiniteError
+
+__all__ = ["block_share", "round_half_up", "smallest", "smallest_in_groups"]
+
+
+def round_half_up(value: Fraction) -> int:
+    """Nearest integer, halves up: the one rounding rule of every budget."""
+    return int((value + Fraction(1, 2)).__floor__())
+
+
+def block_share(count: int, total: int, start: int, stop: int) -> int:
+    """How many of ``count`` removals (of ``total`` weights) fall on weights start..stop; blocks add up exactly."""
+    return round_half_up(Fraction(count * stop, total)) - round_half_up(Fraction(count * start, total))
+
+
+def smallest(scores: Tensor, count: int) -> Tensor:
+    """Mask [same shape, bool] of exactly the ``count`` smallest scores; equal scores go lowest index (row-major) first.
+
+    Scores are float32 or float64. Raises NonFiniteError for NaN scores.
+    """
+    flat = scores.reshape(-1)
+    if count <= 0:
+        return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    if count >= flat.numel():
+        return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    threshold = flat.kthvalue(count).values
+    if bool(torch.isnan(flat).any()):
+        raise NonFiniteError("a saliency is NaN; check the weights and the calibration inputs")
+    mask = flat < threshold
+    missing = count - int(mask.sum())
+    mask[(flat == threshold).nonzero()[:missing, 0]] = True
+    return mask.view(scores.shape)
+
+
+def smallest_in_groups(scores: Tensor, keep: int, group: int) -> Tensor:
+    """Mask [rows, columns, bool] of the ``group - keep`` smallest of every ``group`` consecutive scores of a row.
+
+    Equal scores go lowest index first. ``columns`` must be a multiple of ``group``. Raises NonFiniteError for NaN scores.
+    """
+    rows, columns = scores.shape
+    if bool(torch.isnan(scores).any()):
+        raise NonFiniteError("a saliency is NaN; check the weights and the calibration inputs")
+    grouped = scores.reshape(rows, columns // group, group)
+    order = grouped.argsort(dim=-1, stable=True)[..., : group - keep]
+    mask = torch.zeros(grouped.shape, dtype=torch.bool, device=scores.device)
+    return mask.scatter_(-1, order, True).view(rows, columns)
