@@ -1,0 +1,1 @@
+"""The harness: plans, models, texts, runs, results and the command line."""

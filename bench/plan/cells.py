@@ -1,0 +1,281 @@
+"""A run as a list of cells, each of them a frozen value of strings and numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.plan.grammar import DENSE_METHOD, MethodName, Value, nearest, parse_method, shown, typed
+from bench.plan.settings import Settings
+from methods.errors import UserError
+from methods.target import DENSE, Target
+
+if TYPE_CHECKING:
+    from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
+    from methods.interface import ModelShape, Pruner
+
+__all__ = ["Cell", "Plan", "Refusal", "available_threads", "expand"]
+
+_CONFIG_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One model under one method at one target: all that its figures depend on, beside the files themselves.
+
+    What a method does not use stands at its default, so that equal work has equal cells: where nothing is
+    calibrated, ``seed`` and ``calibration`` are None, ``hessian_dtype`` float32 and ``schedule`` sequential.
+    """
+
+    model: str
+    method: str
+    """Canonical ``rule[@allocation][+refinement]``, or ``dense``."""
+    parameters: tuple[tuple[str, Value], ...]
+    """Every declared parameter of the method with its value, defaults included, sorted by name."""
+    target: str
+    seed: int | None
+    dtype: str
+    device: str
+    hessian_dtype: str
+    schedule: str
+    calibration: CalibrationProtocol | None
+    evaluation: EvaluationProtocol
+    evaluations: tuple[str, ...]
+    """What is measured after pruning, such as ``perplexity``."""
+    threads: int
+    hidden_budget: int
+    """Bytes of hidden states kept in memory; changes speed, never figures."""
+    data_dir: str
+    """Folder of texts, or an empty string."""
+
+    @property
+    def name(self) -> str:
+        """One line for people: ``nano-opt sparsegpt 50% seed 0``."""
+        if self.method == DENSE_METHOD:
+            return f"{self.model} dense"
+        seed = "" if self.seed is None else f" seed {self.seed}"
+        return f"{self.model} {self.method} {self.target}{seed}"
+
+    @property
+    def dense(self) -> bool:
+        """Whether this is the unpruned model."""
+        return self.method == DENSE_METHOD
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A cell that cannot run, and why, in one line."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Cells to run, in order, and those refused before any work."""
+
+    cells: tuple[Cell, ...]
+    refusals: tuple[Refusal, ...]
+    settings: Settings
+
+    def refuse(self, reasons: Mapping[Cell, str]) -> Plan:
+        """The same plan with these cells moved to the refusals."""
+        more = tuple(Refusal(cell, reasons[cell]) for cell in self.cells if cell in reasons)
+        return replace(
+            self, cells=tuple(c for c in self.cells if c not in reasons), refusals=(*self.refusals, *more)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    name: MethodName
+    parameters: tuple[tuple[str, Value], ...]
+    pruner: Pruner
+
+
+def expand(settings: Settings) -> Plan:
+    """Cells of a run: for each model the dense one first, then methods x targets x seeds.
+
+    A method without calibration runs once for all seeds. Looks at configs only: no weights, no network.
+    Raises UserError for an unknown model, method, parameter, protocol or device, or a missing data folder.
+    """
+    if settings.data_dir is not None and not settings.data_dir.is_dir():
+        raise UserError(
+            f"--data-dir '{shown(settings.data_dir)}' is no folder; give one that holds the texts"
+        )
+    chosen = _methods(settings)
+    targets = settings.targets()
+    device = _device(settings.device)
+    cells: list[Cell] = []
+    refusals: list[Refusal] = []
+    for model in _models(settings):
+        shape, dense = _dense(settings, model, device)
+        cells.append(dense)
+        for method in chosen:
+            for target in targets:
+                if target == DENSE:
+                    continue
+                reason = method.pruner.refuse(shape, target)
+                for cell in _seeded(settings, dense, method, target):
+                    if reason is None:
+                        cells.append(cell)
+                    else:
+                        refusals.append(Refusal(cell, reason))
+    return Plan(tuple(cells), tuple(refusals), settings)
+
+
+def available_threads() -> int:
+    """CPU cores this process may use: its affinity, or less where a cgroup grants less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123 - a kernel file
+            quota, period = file.read().split()[:2]
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        pass
+    return cores
+
+
+def _models(settings: Settings) -> list[str]:
+    from bench.models import registry
+
+    if not settings.models:
+        raise UserError("no models given; try: bench run --models nano-*  (bench list models shows all)")
+    return registry.match(settings.models)
+
+
+def _methods(settings: Settings) -> list[_Method]:
+    from methods import registry
+
+    names = [parse_method(text, registry.names()) for text in settings.methods]
+    given: dict[str, dict[str, Any]] = {}
+    rules = {name.rule for name in names}
+    for rule, name, value in settings.assignments:
+        if rule not in rules:
+            raise UserError(
+                f"--set {rule}.{name} is for a method not run; --methods has {', '.join(sorted(rules))}"
+                f"{nearest(rule, rules)}"
+            )
+        declared = registry.parameters_of(rule)
+        given.setdefault(rule, {})[name] = typed(rule, name, value, declared)
+    chosen = []
+    for method in names:
+        if method.rule == DENSE_METHOD:
+            continue
+        defaults = {name: p.default for name, p in registry.parameters_of(method.rule).items()}
+        parameters = {**defaults, **given.get(method.rule, {})}
+        pruner = registry.get(str(method), parameters)
+        chosen.append(_Method(method, tuple(sorted(parameters.items())), pruner))
+    return chosen
+
+
+def _dense(settings: Settings, model: str, device: str) -> tuple[ModelShape, Cell]:
+    from methods.families import shape_of
+
+    config = _config(model)
+    protocol = _protocol(settings, model)
+    cell = Cell(
+        model=model,
+        method=DENSE_METHOD,
+        parameters=(),
+        target=str(DENSE),
+        seed=None,
+        dtype=_dtype(settings.dtype, device, config),
+        device=device,
+        hessian_dtype="float32",
+        schedule="sequential",
+        calibration=None,
+        evaluation=protocol.evaluation,
+        evaluations=settings.evaluations,
+        threads=settings.threads or available_threads(),
+        hidden_budget=settings.hidden_budget,
+        data_dir=str(settings.data_dir.resolve()) if settings.data_dir is not None else "",
+    )
+    return shape_of(config), cell
+
+
+def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) -> Iterator[Cell]:
+    """The cells of one method and target: one per seed, or one for all where nothing is drawn."""
+    cell = replace(dense, method=str(method.name), parameters=method.parameters, target=str(target))
+    if not method.pruner.needs_calibration:
+        yield cell
+        return
+    calibration = _protocol(settings, dense.model).calibration
+    for seed in settings.seeds:
+        yield replace(
+            cell,
+            seed=seed,
+            calibration=calibration,
+            hessian_dtype=settings.hessian_dtype,
+            schedule=settings.schedule,
+        )
+
+
+def _config(model: str) -> Mapping[str, Any]:
+    """A model's config, from the registry or its folder. Raises UserError where a folder has none."""
+    from bench.models import registry
+
+    if not registry.is_path(model):
+        return registry.get(model).config
+    path = Path(model.removeprefix(registry.PATH_PREFIX)) / "config.json"
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_CONFIG_LIMIT + 1)
+        config = json.loads(raw) if len(raw) <= _CONFIG_LIMIT else None
+    except OSError as error:
+        why = (error.strerror or "unreadable").lower()
+        raise UserError(
+            f"'{shown(path)}' cannot be read ({why}); path: takes a Hugging Face folder"
+        ) from None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"'{shown(path)}' is not a model's config; path: takes a Hugging Face folder")
+    return config
+
+
+def _protocol(settings: Settings, model: str) -> Protocol:
+    """The standard protocol asked for (nano for packaged models, else lab), with what the user changed in it."""
+    from bench.models import registry
+    from bench.text.protocols import standard
+
+    packaged = not registry.is_path(model) and registry.get(model).source == "packaged"
+    default = "nano" if packaged else "lab"
+
+    changes = {
+        "calibration": settings.calibration,
+        "samples": settings.samples,
+        "calibration_length": settings.length,
+        "windows": settings.windows,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    return standard(settings.protocol or default, settings.text, **given)
+
+
+def _device(asked: str) -> str:
+    """``cpu`` or ``cuda:N``. Raises UserError for a GPU that is not there."""
+    if asked == "cpu":
+        return asked
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":
+        return "cuda:0" if count else "cpu"
+    index = int(asked.partition(":")[2] or 0)
+    if index >= count:
+        has = f"has {count}, numbered from 0" if count else "has no GPU that torch can use"
+        raise UserError(f"--device {asked}: this machine {has}; use --device cpu")
+    return f"cuda:{index}"
+
+
+def _dtype(asked: str, device: str, config: Mapping[str, Any]) -> str:
+    """The compute dtype: on a CPU float32, on a GPU what the checkpoint was published in."""
+    if asked != "auto":
+        return asked
+    published = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return published if device != "cpu" and published in ("float16", "bfloat16") else "float32"

@@ -1,0 +1,255 @@
+"""Everything that `bench run` can be told, from flags and a YAML file; flags win."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from bench.plan.config_file import read_config
+from bench.plan.grammar import (
+    Value,
+    nearest,
+    parse_list,
+    parse_method,
+    parse_parameter,
+    parse_pattern,
+    parse_seed,
+    parse_size,
+    parse_sparsity,
+    shown,
+    unique,
+)
+from methods.errors import UserError
+from methods.target import Target
+
+__all__ = ["Assignment", "Settings", "gather", "option_name", "option_names"]
+
+Assignment = tuple[str, str, Value]
+"""One ``--set``: rule, parameter, value as typed (text from a flag, text or a number from YAML)."""
+
+_RENAMED = {"evaluations": "eval", "assignments": "set", "as_json": "json"}
+_DEVICE = ("auto", "cpu", "cuda")
+
+
+def option_name(field: str) -> str:
+    """The option, without dashes in front, that sets a field: ``hessian_dtype`` is ``hessian-dtype``."""
+    return _RENAMED.get(field, field.replace("_", "-"))
+
+
+def _words(option: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: unique(parse_list(value, f"--{option}")))
+
+
+def _methods(value: object) -> tuple[str, ...]:
+    return unique(str(parse_method(word)) for word in parse_list(value, "--methods"))
+
+
+def _sparsity(value: object) -> tuple[str, ...]:
+    return unique(str(parse_sparsity(word)) for word in parse_list(value, "--sparsity"))
+
+
+def _pattern(value: object) -> tuple[str, ...]:
+    return unique(str(parse_pattern(word) or "unstructured") for word in parse_list(value, "--pattern"))
+
+
+def _seeds(value: object) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(parse_seed(word) for word in parse_list(value, "--seeds")))
+
+
+def _assignments(value: object) -> tuple[Assignment, ...]:
+    """Texts ``rule.name=value``, or a YAML mapping, flat (``rule.name: value``) or nested; the last wins."""
+    found: dict[tuple[str, str], Value] = {}
+    for rule, name, read in _flat(value) if isinstance(value, Mapping) else _split(value):
+        found[rule, name] = read
+    return tuple((rule, name, read) for (rule, name), read in sorted(found.items()))
+
+
+def _split(value: object) -> list[Assignment]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        raise UserError(f"--set is '{shown(value)}'; write method.parameter=value")
+    return [text if isinstance(text, tuple) else parse_parameter(str(text)) for text in texts]
+
+
+def _flat(value: Mapping[Any, Any]) -> list[Assignment]:
+    found: list[Assignment] = []
+    for key, inner in value.items():
+        nested = isinstance(inner, Mapping)
+        pairs = {f"{key}.{name}": read for name, read in inner.items()} if nested else {str(key): inner}
+        for spelled, read in pairs.items():
+            if not isinstance(read, str | int | float):
+                raise UserError(f"set has '{shown(read)}' for '{shown(spelled)}'; give one word or number")
+            found.append(
+                parse_parameter(f"{spelled}={str(read).lower() if isinstance(read, bool) else read}")
+            )
+    return found
+
+
+def _whole(option: str, least: int, most: int) -> BeforeValidator:
+    def check(value: object) -> int | None:
+        if value is None:
+            return None
+        text = str(value).strip()
+        if isinstance(value, bool | float) or not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise UserError(f"--{option} is '{shown(value)}'; use a whole number, {least} at least")
+        if not least <= int(text) <= most:
+            raise UserError(f"--{option} is {text}; use {least} to {most}")
+        return int(text)
+
+    return BeforeValidator(check)
+
+
+def _choice(option: str, *allowed: str) -> BeforeValidator:
+    def check(value: object) -> str:
+        word = str(value).strip().lower()
+        if word not in allowed:
+            raise UserError(
+                f"--{option} '{shown(value)}' is unknown; use {', '.join(allowed)}{nearest(word, allowed)}"
+            )
+        return word
+
+    return BeforeValidator(check)
+
+
+def _device(value: object) -> str:
+    word = str(value).strip().lower()
+    kind, colon, index = word.partition(":")
+    numbered = kind == "cuda" and index.isascii() and index.isdigit() and len(index) < 4
+    if not (numbered if colon else word in _DEVICE):
+        near = nearest(kind, _DEVICE)
+        raise UserError(f"--device '{shown(value)}' is unknown; use {', '.join(_DEVICE)} or cuda:0{near}")
+    return word
+
+
+def _flag(option: str) -> BeforeValidator:
+    def check(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{option} is '{shown(value)}'; write true or false")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _bytes(value: object) -> int:
+    return parse_size(str(value), "--hidden-budget")
+
+
+def _name(option: str) -> BeforeValidator:
+    def check(value: object) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"--{option} is '{shown(value)}'; give one name")
+        return value.strip()
+
+    return BeforeValidator(check)
+
+
+def _path(option: str) -> BeforeValidator:
+    def check(value: object) -> Path | None:
+        if value is None:
+            return None
+        if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+            raise UserError(f"--{option} is '{shown(value)}'; give a folder")
+        return Path(value).expanduser()
+
+    return BeforeValidator(check)
+
+
+class Settings(BaseModel):
+    """One run, completely: every option of `bench run`, checked for form, not yet against the machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=option_name, populate_by_name=True)
+
+    models: Annotated[tuple[str, ...], _words("models")] = ()
+    """Ids, globs and ``path:`` folders, as typed."""
+    methods: Annotated[tuple[str, ...], BeforeValidator(_methods)] = ("magnitude", "sparsegpt")
+    """Canonical spellings."""
+    sparsity: Annotated[tuple[str, ...], BeforeValidator(_sparsity)] = ()
+    """Unstructured targets, as ``50%``."""
+    pattern: Annotated[tuple[str, ...], BeforeValidator(_pattern)] = ()
+    """``unstructured`` and N:M patterns."""
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0,)
+    calibration: Annotated[str | None, _name("calibration")] = None
+    samples: Annotated[int | None, _whole("samples", 1, 1_000_000)] = None
+    length: Annotated[int | None, _whole("length", 2, 1_000_000)] = None
+    protocol: Annotated[str | None, _name("protocol")] = None
+    text: Annotated[str | None, _name("text")] = None
+    windows: Annotated[int | None, _whole("windows", 1, 10_000_000)] = None
+    evaluations: Annotated[tuple[str, ...], _words("eval")] = ("perplexity",)
+    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    dtype: Annotated[str, _choice("dtype", "auto", "float32", "bfloat16", "float16")] = "auto"
+    hessian_dtype: Annotated[str, _choice("hessian-dtype", "float32", "float64")] = "float32"
+    schedule: Annotated[str, _choice("schedule", "sequential", "blockwise")] = "sequential"
+    threads: Annotated[int | None, _whole("threads", 1, 4096)] = None
+    hidden_budget: Annotated[int, BeforeValidator(_bytes)] = 2 << 30
+    """Bytes of hidden states kept in memory."""
+    assignments: Annotated[tuple[Assignment, ...], BeforeValidator(_assignments)] = ()
+    save: Annotated[bool, _flag("save")] = False
+    out: Annotated[Path, _path("out")] = Path("bench-out")
+    data_dir: Annotated[Path | None, _path("data-dir")] = None
+    yes: Annotated[bool, _flag("yes")] = False
+    force: Annotated[bool, _flag("force")] = False
+    dry_run: Annotated[bool, _flag("dry-run")] = False
+    quiet: Annotated[bool, _flag("quiet")] = False
+    as_json: Annotated[bool, _flag("json")] = False
+    command: tuple[str, ...] = Field(default=(), exclude=True)
+    """The words typed, so that a message can say how to resume."""
+
+    def targets(self) -> tuple[Target, ...]:
+        """What to aim at, in the order asked for: 50 % unstructured where neither share nor pattern is given.
+
+        Raises UserError where shares are given but only N:M patterns to apply them to.
+        """
+        if self.sparsity and self.pattern and "unstructured" not in self.pattern:
+            raise UserError(
+                f"--sparsity is for unstructured pruning, --pattern {','.join(self.pattern)} fixes its own; "
+                f"leave --sparsity out, or write --pattern unstructured,{','.join(self.pattern)}"
+            )
+        shares = self.sparsity or ("50%",)
+        spelled: list[str] = []
+        for pattern in self.pattern or ("unstructured",):
+            spelled += shares if pattern == "unstructured" else (pattern,)
+        return tuple(Target.parse(word) for word in unique(spelled))
+
+
+def option_names() -> tuple[str, ...]:
+    """Every key that a config file may hold."""
+    return tuple(option_name(field) for field in Settings.model_fields if field != "command")
+
+
+def gather(flags: Mapping[str, Any], config: Path | None = None, command: tuple[str, ...] = ()) -> Settings:
+    """Settings from flags (None: not given) over a YAML file over ``BENCH_DATA_DIR`` and defaults.
+
+    Raises UserError, one line, for an unknown key or a value that is none.
+    """
+    values: dict[str, Any] = {}
+    for key, value in (read_config(config) if config is not None else {}).items():
+        option = key.replace("_", "-")
+        if option not in option_names():
+            known = ", ".join(option_names())
+            raise UserError(
+                f"config '{shown(config)}' has the unknown key '{shown(key)}'"
+                f"{nearest(option, option_names()) or f'; known: {known}'}"
+            )
+        if option in values:
+            raise UserError(f"config '{shown(config)}' has the key '{option}' twice")
+        if value is not None:
+            values[option] = value
+    file_set = values.get("set", {})
+    values |= {option_name(field): value for field, value in flags.items() if value is not None}
+    if flags.get("assignments") is not None and file_set:
+        # The file's parameters stand unless a flag sets the same one: later entries win.
+        values["set"] = [*_assignments(file_set), *_split(flags["assignments"])]
+    if "data-dir" not in values and os.environ.get("BENCH_DATA_DIR"):
+        values["data-dir"] = os.environ["BENCH_DATA_DIR"]
+    try:
+        return Settings.model_validate({**values, "command": command})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        raise UserError(f"--{option} is '{shown(first['input'])}'; {first['msg'].lower()}") from None
