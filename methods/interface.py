@@ -67,6 +67,8 @@ class ModelShape:
     feedforward_bias: bool
     gated: bool
     """Gated feed-forward (gate and up), as in LLaMA."""
+    norm_parameters: bool = True
+    """Norms carry a weight and bias; not so in OPT variants without ``layer_norm_elementwise_affine``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +198,24 @@ class BlockSource(Protocol):
         """A fresh copy of block ``index`` in the compute dtype. Raises CheckpointError where it cannot be read."""
         ...
 
+    def raw_block(self, index: int) -> Block:
+        """Block ``index`` in the dtypes it is stored in; not to be written to."""
+        ...
+
 
 class BlockSink(Protocol):
     """Takes finished blocks; atomic per block, so that a killed run resumes after the last one."""
 
     def put(self, index: int, block: Block) -> None:
         """Store a finished block; returns once it is safe on disk."""
+        ...
+
+    def put_outer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Store changed parameters outside the blocks (a sliced embedding, an untied head)."""
+        ...
+
+    def put_config(self, changes: Mapping[str, Any]) -> None:
+        """Store changed config entries (a sliced width)."""
         ...
 
     def __contains__(self, index: int) -> bool: ...
