@@ -174,7 +174,12 @@ _HUB: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ),
     ("llama-3-8b", "meta-llama/Meta-Llama-3-8B", 8_030_261_248, _llama(4096, 32, 32, 14336, **_LLAMA_3)),
     ("llama-3-70b", "meta-llama/Meta-Llama-3-70B", 70_553_706_496, _llama(8192, 80, 64, 28672, **_LLAMA_3)),
-    ("llama-3.1-8b", "meta-llama/Llama-3.1-8B", 8_030_261_248, _llama(4096, 32, 32, 14336, **_llama_3_long(8.0))),
+    (
+        "llama-3.1-8b",
+        "meta-llama/Llama-3.1-8B",
+        8_030_261_248,
+        _llama(4096, 32, 32, 14336, **_llama_3_long(8.0)),
+    ),
     (
         "llama-3.1-70b",
         "meta-llama/Llama-3.1-70B",
@@ -216,7 +221,13 @@ def _nano_entries() -> list[Entry]:
     for architecture in ARCHITECTURES:
         config = {"model_type": architecture.model_type, "vocab_size": VOCABULARY, **architecture.settings}
         found.append(
-            Entry(architecture.name, "packaged", "", MappingProxyType(config), _NANO_PARAMETERS[architecture.name])
+            Entry(
+                architecture.name,
+                "packaged",
+                "",
+                MappingProxyType(config),
+                _NANO_PARAMETERS[architecture.name],
+            )
         )
     return found
 
@@ -317,7 +328,9 @@ def _explain_expansion(name: str, words: int) -> None:
         )
     if Path(name).is_dir():
         raise UserError(f"'{name}' is a directory; to use the model in it write path:{name}")
-    raise UserError(f"'{name}' is a file here, not a model; if you typed a glob, quote it, as in --models 'opt-*'")
+    raise UserError(
+        f"'{name}' is a file here, not a model; if you typed a glob, quote it, as in --models 'opt-*'"
+    )
 
 
 def _unknown(name: str) -> UserError:
@@ -325,4 +338,6 @@ def _unknown(name: str) -> UserError:
     near = difflib.get_close_matches(name.lower().rpartition("/")[2].strip("*?"), ids, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}? " if near else ""
     what = "no model matches" if any(character in name for character in "*?[") else "unknown model"
-    return UserError(f"{what} '{name}': {hint}known are the ids of `bench list models`, globs over them and path:/dir")
+    return UserError(
+        f"{what} '{name}': {hint}known are the ids of `bench list models`, globs over them and path:/dir"
+    )
