@@ -1,10 +1,9 @@
-"""What every test stands on: no network, a private cache, few threads, and markers that skip with a reason."""
+"""What every test stands on: no network, a private cache, few threads, markers that skip with a reason."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,9 @@ def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """`BENCH_CACHE` points at an empty folder, so that no test sees or fills the user's cache."""
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    yield
 
 
 @pytest.fixture(scope="session")

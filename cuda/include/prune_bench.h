@@ -1,0 +1,99 @@
+/* The C interface of both native libraries: plain structs, integer status codes, and nothing ever throws across it.
+ *
+ * libprune_bench_cpu exports the functions marked CPU, libprune_bench_cuda those marked CUDA; a caller loads either with
+ * dlopen (Python: ctypes). Strides count elements, not bytes. */
+#ifndef PRUNE_BENCH_H
+#define PRUNE_BENCH_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define PRUNE_BENCH_EXPORT __declspec(dllexport)
+#else
+#define PRUNE_BENCH_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised whenever a struct or a meaning below changes; the loader refuses a library with another number. */
+#define PRUNE_BENCH_ABI 1
+
+enum prune_bench_status {
+  PRUNE_BENCH_OK = 0,
+  PRUNE_BENCH_BAD_ABI = 1,
+  PRUNE_BENCH_NULL_POINTER = 2,
+  PRUNE_BENCH_BAD_SIZE = 3,
+  PRUNE_BENCH_BAD_SELECTION = 4,
+  PRUNE_BENCH_BAD_GRID = 5,
+  PRUNE_BENCH_BAD_THREADS = 6,
+  PRUNE_BENCH_NO_SUCH_ISA = 7,
+  PRUNE_BENCH_OUT_OF_MEMORY = 8,
+  PRUNE_BENCH_TOO_WIDE = 9,
+  PRUNE_BENCH_LAUNCH_FAILED = 10
+};
+
+enum prune_bench_isa_id {
+  PRUNE_BENCH_ISA_BEST = 0,
+  PRUNE_BENCH_ISA_PORTABLE = 1,
+  PRUNE_BENCH_ISA_AVX2 = 2,
+  PRUNE_BENCH_ISA_AVX512 = 3
+};
+
+/* One block of columns of the optimal-brain-surgeon sweep (SparseGPT, Frantar & Alistarh 2023, algorithm 1).
+ *
+ * Per row, columns in order:   q = grid(removed ? 0 : w_j);  e_j = (w_j - q) / U_jj;  w_k -= e_j U_jk for k > j
+ *
+ * Removed are the entries of `mask`, or, with `group` > 0, at each column j that is a multiple of `group` the
+ * `group - keep` of the next `group` columns with the smallest w^2 / U_jj^2 of the current weights: of equal ones
+ * the lowest index goes first, and a NaN ranks as infinity. With neither nothing is removed.
+ * grid(x) = scale (clamp(round(x / scale) + zero, 0, levels - 1) - zero), halves rounded to even, NaN kept.
+ * Products and differences are rounded separately (no fused multiply-add): every instruction set, thread count and
+ * device gives the same bits. A NaN or infinity stays in its row. */
+typedef struct prune_bench_obs_sweep_params {
+  int32_t abi;     /* PRUNE_BENCH_ABI */
+  int32_t isa;     /* prune_bench_isa_id; CPU only */
+  int32_t threads; /* 0: as many as the machine grants; CPU only */
+  int32_t keep;    /* 0..group */
+  int32_t group;   /* 0: no selection; else a divisor of columns */
+  int32_t levels;  /* 0: no grid; else 2..65536 */
+  int64_t rows;
+  int64_t columns;
+  const float *weight; /* [rows, columns] */
+  int64_t weight_row_stride;
+  int64_t weight_column_stride;
+  const float *factor; /* [columns, columns], upper triangle read */
+  int64_t factor_row_stride;
+  int64_t factor_column_stride;
+  const uint8_t *mask; /* [rows, columns], non-zero: remove; or NULL */
+  int64_t mask_row_stride;
+  int64_t mask_column_stride;
+  const float *scale; /* [rows], with levels */
+  const float *zero;  /* [rows], with levels */
+  float *values;      /* out: [rows, columns], contiguous, as all outputs */
+  float *errors;      /* out: [rows, columns] */
+  uint8_t *removed;   /* out: [rows, columns], 0 or 1 */
+  float *loss;        /* out: [rows], half the sum of e_j^2 */
+} prune_bench_obs_sweep_params;
+
+/* CPU. Returns a prune_bench_status; outputs are undefined unless it is PRUNE_BENCH_OK. */
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_obs_sweep(const prune_bench_obs_sweep_params *params);
+
+/* CPU. Whether this processor runs an instruction set (1 or 0), and the name of the one that BEST means here. */
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_has_isa(int32_t isa);
+PRUNE_BENCH_EXPORT const char *prune_bench_cpu_isa(void);
+
+/* CUDA. Pointers are device pointers, `stream` a cudaStream_t of the current device; returns once launched.
+ * At most 128 columns. */
+PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_obs_sweep(const prune_bench_obs_sweep_params *params, void *stream);
+
+/* Both. The project's version, the ABI number, and one line in English for a status. */
+PRUNE_BENCH_EXPORT const char *prune_bench_version(void);
+PRUNE_BENCH_EXPORT int32_t prune_bench_abi(void);
+PRUNE_BENCH_EXPORT const char *prune_bench_message(int32_t status);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

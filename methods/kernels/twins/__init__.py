@@ -1,0 +1,1 @@
+"""The kernels once more in plain torch: slow, obvious, and what the native code is held against."""
