@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -31,7 +32,7 @@ _HEAD: Final = b'{"sha256":"'
 _BODY: Final = b'","record":'
 _TAIL: Final = b"}\n"
 _FRAME: Final = len(_HEAD) + 64 + len(_BODY)
-_WRITER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_WRITER = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Store:
         self.folder = self.out / "records"
         self.writable = create
         if writer is not None and not _WRITER.fullmatch(writer):
-            raise StoreError(f"writer name {writer!r:.80}: use letters, digits, dots, dashes and underscores")
+            raise StoreError(f"writer name {writer!r:.80}: use letters, digits, dashes and underscores")
         self._writer = writer
         self._handle: int | None = None
         self._size = 0
@@ -305,7 +306,9 @@ class Store:
         damaged = [line for line in lines if line.record is None]
         if not damaged:
             return
-        handle = os.open(path.with_suffix(".torn"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        # A file for every time this happens: one that a crash cut short never swallows what comes after it.
+        name = next(name for name in _torn_names(path) if not name.exists())
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             for line in damaged:
                 stream.seek(line.offset)
@@ -332,9 +335,13 @@ class Store:
         for path in sorted(self.folder.glob("*.torn")):
             try:
                 with path.open("rb") as stream:
-                    yield from _aside_pieces(path.stem, stream)
+                    yield from _aside_pieces(path.name.partition(".")[0], stream)
             except OSError as error:
                 raise fault("read", path, error) from error
+
+
+def _torn_names(path: Path) -> Iterator[Path]:
+    return (path.with_suffix(f".{number}.torn" if number else ".torn") for number in itertools.count())
 
 
 def _copy(source: BufferedReader, handle: int, length: int) -> None:
@@ -354,7 +361,7 @@ def _aside_pieces(segment: str, stream: BufferedReader) -> Iterator[TornTail]:
             header = json.loads(stream.readline(4096))
             offset, length = int(header["offset"]), int(header["length"])
             piece = TornTail(segment, offset, length, str(header["reason"])[:200])
-            if piece.length < 0 or piece.offset < 0:
+            if offset < 0 or not 0 <= length < end - stream.tell():
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             yield TornTail(segment, place, end - place, "set aside, and its description is damaged as well")
