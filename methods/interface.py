@@ -294,7 +294,7 @@ class Run:
     """How to run a pruner: everything that is neither the model nor the method.
 
     ``hidden_budget``: bytes of hidden states kept in memory; what exceeds it lies on disk under ``work``.
-    ``work``: folder of the resume point, or None to keep none.
+    ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity`` is equal.
     """
 
     seed: int = 0
@@ -303,6 +303,7 @@ class Run:
     batch_tokens: int = 8192
     hidden_budget: int = 2 << 30
     work: Path | None = None
+    identity: str = ""
     observer: Observer = field(default_factory=Silent)
 
     def generator(self, block: int, matrix: str) -> torch.Generator:

@@ -1,0 +1,78 @@
+"""The point a killed prune goes on from: finished blocks and the hidden states that enter the next one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from methods.interface import MatrixReport
+from methods.stream.sink import write_json, write_tensors
+
+__all__ = ["Progress", "ResumePoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``next``: first block still to prune; ``hidden`` [windows, length, width] enters it; ``reports`` of blocks before it."""
+
+    next: int
+    hidden: Tensor
+    reports: tuple[MatrixReport, ...]
+    seconds: dict[str, float]
+
+
+class ResumePoint:
+    """State of a prune under ``folder``, valid only for the same ``identity`` (cell and environment).
+
+    ``state.json`` is replaced last, so that at every moment it names files that are whole.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder = folder
+        self.identity = identity
+        self._state = folder / "state.json"
+
+    def load(self) -> Progress | None:
+        """The last saved progress, or None where there is none of this identity."""
+        try:
+            state = json.loads(self._state.read_text(encoding="utf-8"))
+            if state["identity"] != self.identity:
+                return None
+            hidden = load_file(self.folder / str(state["hidden"]))["hidden"]
+            reports = tuple(MatrixReport(**report) for report in state["reports"])
+            return Progress(int(state["next"]), hidden, reports, {k: float(v) for k, v in state["seconds"].items()})
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return None
+
+    def save(self, following: int, hidden: Tensor, reports: Sequence[MatrixReport], seconds: dict[str, float]) -> None:
+        """Blocks before ``following`` are on disk; ``hidden`` enters it. Raises MachineError."""
+        name = f"hidden-{following:05d}.safetensors"
+        write_tensors(self.folder / name, {"hidden": hidden})
+        write_json(
+            self._state,
+            {
+                "identity": self.identity,
+                "next": following,
+                "hidden": name,
+                "reports": [dataclasses.asdict(report) for report in reports],
+                "seconds": seconds,
+            },
+        )
+        self.clear(keep=name)
+
+    def clear(self, keep: str = "") -> None:
+        """Remove hidden states of earlier blocks (all of them without ``keep``)."""
+        for path in self.folder.glob("hidden-*.safetensors"):
+            if path.name != keep:
+                path.unlink(missing_ok=True)
+        if not keep:
+            self._state.unlink(missing_ok=True)
+
+

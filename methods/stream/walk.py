@@ -1,0 +1,271 @@
+"""One pass over a model, one block in memory: gather moments, solve, go on with the pruned block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.errors import NonFiniteError
+from methods.interface import (
+    Block,
+    BlockSink,
+    BlockSource,
+    Calibration,
+    Matrix,
+    MatrixReport,
+    PruneReport,
+    Run,
+)
+from methods.layerwise.rule import Moments, Solution
+from methods.moments import Gram
+from methods.stream.resume import ResumePoint
+from methods.stream.stopwatch import Stopwatch
+from methods.stream.windows import WindowStates
+
+__all__ = ["SCHEDULES", "Solver", "walk"]
+
+SCHEDULES = ("sequential", "blockwise")
+
+Solver = Callable[[int, Matrix, Tensor, Moments | None], Solution]
+"""(block, matrix, weight [rows, columns] float32 that may be overwritten, moments) to a solution."""
+
+_PIECE = 2048
+
+
+@dataclass(slots=True)
+class _Stage:
+    number: int
+    matrices: tuple[Matrix, ...]
+    moments: Moments | None
+
+
+class _Walk:
+    def __init__(
+        self, source: BlockSource, calibration: Calibration, solver: Solver, run: Run, *, needs_moments: bool
+    ) -> None:
+        self.source = source
+        self.solver = solver
+        self.run = run
+        self.needs_moments = needs_moments
+        drawn = calibration.tokens if needs_moments else calibration.tokens[:0]
+        self.tokens = torch.cat([drawn, calibration.heldout]) if len(drawn) else calibration.heldout
+        self.states = WindowStates(source, self.tokens, len(drawn), run)
+        self.matrices = {matrix.name: matrix for matrix in source.family.matrices(source.shape)}
+        self.clock = Stopwatch(source.device)
+        self.reports: list[MatrixReport] = []
+
+    def block(self, index: int) -> tuple[Block, Block]:
+        """A block to prune, and the same as stored. Raises NonFiniteError, CheckpointError."""
+        raw = self.source.raw_block(index)
+        for name, tensor in raw.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(f"block {index} {name}: the checkpoint holds NaN or infinity; fetch the model again")
+        return self.source.block(index), raw
+
+    def prune_block(self, index: int, block: Block, raw: Block) -> None:
+        """Replace the block's matrices by pruned ones and its input states by its outputs."""
+        self.states.enter()
+        if self.run.schedule == "blockwise":
+            self._blockwise(index, block, raw)
+        else:
+            self._sequential(index, block, raw)
+        if index + 1 < self.source.shape.blocks:
+            with self.clock("forward"):
+                self.states.leave(block)
+
+    def _sequential(self, index: int, block: Block, raw: Block) -> None:
+        for stage in self._stages(index):
+            for part in self.states.parts:
+                with self.clock("forward"):
+                    inputs = self.states.inputs(block, part, stage.number)
+                self._gather(stage, inputs, part.counted)
+            first = len(self.reports)
+            for matrix in stage.matrices:
+                solved = self._solve(index, matrix, raw, stage.moments)
+                block[f"{matrix.name}.weight"] = solved
+            self._heldout(index, first, raw, block, stage)
+
+    def _blockwise(self, index: int, block: Block, raw: Block) -> None:
+        stages = list(self._stages(index))
+        for part in self.states.parts if self.needs_moments else ():
+            if part.counted:
+                for stage, inputs in zip(stages, self.states.dense_inputs(block, part), strict=True):
+                    self._gather(stage, inputs, counted=True)
+        pruned: Block = {}
+        for stage in stages:
+            for matrix in stage.matrices:
+                pruned[f"{matrix.name}.weight"] = self._solve(index, matrix, raw, stage.moments)
+            stage.moments = None
+        first = len(self.reports) - len(pruned)
+        with self.clock("error"):
+            for stage in stages:
+                errors = self._errors(stage, raw, pruned)
+                for part in self.states.parts:
+                    if not part.counted:
+                        for number, inputs in enumerate(self.states.dense_inputs(block, part)):
+                            if number == stage.number:
+                                errors.add(inputs)
+                                break
+                self._report_errors(first, errors)
+                first += len(stage.matrices)
+        block.update(pruned)
+
+    def _stages(self, index: int) -> Iterator[_Stage]:
+        for number, stage in enumerate(self.states.stages):
+            matrices = tuple(self.matrices[name] for name in stage.linears)
+            moments = None
+            if self.needs_moments:
+                gram = Gram(matrices[0].columns, self.run.hessian_dtype, self.source.device)
+                moments = Moments(gram, f"block {index} {'+'.join(stage.linears)}")
+            yield _Stage(number, matrices, moments)
+
+    def _gather(self, stage: _Stage, inputs: Tensor, counted: bool) -> None:
+        if counted and stage.moments is not None:
+            with self.clock("moments"):
+                stage.moments.gram.add(inputs)
+
+    def _solve(self, index: int, matrix: Matrix, raw: Block, moments: Moments | None) -> Tensor:
+        stored = raw[f"{matrix.name}.weight"]
+        dense = stored.to(device=self.source.device, dtype=torch.float32, copy=True)
+        began = time.perf_counter()
+        with self.clock("solve"):
+            solution = self.solver(index, matrix, dense, moments)
+            # what goes on is what is stored: the next layers see the rounded weight
+            weight = solution.weight.to(stored.dtype)
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFiniteError(
+                f"block {index} {matrix.name}: a pruned weight is NaN or beyond {stored.dtype}; "
+                "raise the damping or store the checkpoint in a wider dtype"
+            )
+        seconds = time.perf_counter() - began
+        weight = weight.to(self.source.dtype)
+        error = None
+        if moments is not None:
+            with self.clock("error"):
+                original = stored.to(device=self.source.device, dtype=torch.float32)
+                whole = moments.gram.energy(original)
+                error = moments.gram.energy(original - weight.float()) / whole if whole > 0 else 0.0
+        factor = solution.factor
+        self.reports.append(
+            MatrixReport(
+                block=index,
+                name=matrix.name,
+                rows=matrix.rows,
+                columns=matrix.columns,
+                removed=int(solution.mask.sum()),
+                calibration_error=error,
+                heldout_error=None,
+                damping=factor.damping if factor else None,
+                dead_columns=int(factor.dead.sum()) if factor else 0,
+                escalations=factor.escalations if factor else 0,
+                seconds=seconds,
+            )
+        )
+        if factor is not None and factor.escalations:
+            self.run.observer.warning(
+                f"block {index} {matrix.name}: the Hessian needed damping {factor.damping:g} of its mean diagonal"
+            )
+        return weight
+
+    def _heldout(self, index: int, first: int, raw: Block, block: Block, stage: _Stage) -> None:
+        stage.moments = None  # the Hessian's memory is not needed any more
+        with self.clock("error"):
+            errors = self._errors(stage, raw, block)
+            for part in self.states.parts:
+                if not part.counted:
+                    errors.add(self.states.inputs(block, part, stage.number))
+            self._report_errors(first, errors)
+
+    def _errors(self, stage: _Stage, raw: Block, pruned: Block) -> _OutputErrors:
+        pairs = []
+        for matrix in stage.matrices:
+            name = f"{matrix.name}.weight"
+            dense = raw[name].to(device=self.source.device, dtype=torch.float32)
+            pairs.append((dense, dense - pruned[name].float()))
+        return _OutputErrors(pairs)
+
+    def _report_errors(self, first: int, errors: _OutputErrors) -> None:
+        for offset, error in enumerate(errors.relative()):
+            report = self.reports[first + offset]
+            fields = {name: getattr(report, name) for name in MatrixReport.__slots__}
+            self.reports[first + offset] = MatrixReport(**{**fields, "heldout_error": error})
+
+
+class _OutputErrors:
+    """Relative squared output error of several matrices that read the same inputs."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self._pairs = pairs
+        self._sums = [[0.0, 0.0] for _ in pairs]
+
+    def add(self, inputs: Tensor) -> None:
+        """Add a batch of inputs [..., columns]."""
+        for piece in inputs.reshape(-1, inputs.shape[-1]).split(_PIECE):
+            wide = piece.float()
+            for sums, (dense, change) in zip(self._sums, self._pairs, strict=True):
+                sums[0] += float((wide @ change.T).square_().sum(dtype=torch.float64))
+                sums[1] += float((wide @ dense.T).square_().sum(dtype=torch.float64))
+
+    def relative(self) -> list[float | None]:
+        """|X ΔWᵀ|² / |X Wᵀ|² of each matrix; None where nothing was added."""
+        return [change / whole if whole > 0 else (None if change == 0 else float("inf")) for change, whole in self._sums]
+
+
+@torch.no_grad()
+def walk(
+    source: BlockSource,
+    calibration: Calibration,
+    solver: Solver,
+    sink: BlockSink,
+    run: Run,
+    *,
+    needs_moments: bool,
+) -> PruneReport:
+    """Prune every block of ``source`` into ``sink``; goes on from ``run.work`` where a killed walk left off.
+
+    ``sequential`` prunes in data-flow order with one forward pass: each matrix sees inputs made by pruned weights before
+    it. ``blockwise`` is the published SparseGPT code's schedule: all Hessians of a block from its dense weights, then a
+    second forward. Raises NonFiniteError, HessianError, CheckpointError, MachineError.
+    """
+    pruning = _Walk(source, calibration, solver, run, needs_moments=needs_moments)
+    point = ResumePoint(run.work, run.identity) if run.work is not None else None
+    progress = point.load() if point else None
+    blocks = source.shape.blocks
+    if progress is not None and all(index in sink for index in range(progress.next)):
+        start = progress.next
+        pruning.states.hidden.put(slice(None), progress.hidden)
+        pruning.reports.extend(progress.reports)
+        pruning.clock = Stopwatch(source.device, progress.seconds)
+    else:
+        start = 0
+        with pruning.clock("forward"):
+            pruning.states.embed(pruning.tokens)
+    del progress
+    run.observer.phase("prune", blocks)
+    run.observer.step(start, f"resumed after block {start - 1}" if start else "")
+    for index in range(start, blocks):
+        with pruning.clock("read"):
+            block, raw = pruning.block(index)
+        pruning.prune_block(index, block, raw)
+        with pruning.clock("write"):
+            sink.put(index, {name: tensor.to(raw[name].dtype) for name, tensor in block.items()})
+            if point is not None:
+                point.save(index + 1, pruning.states.hidden.whole(), pruning.reports, pruning.clock.seconds)
+        run.observer.step(index + 1, _note(pruning.reports, index))
+    pruning.states.close()
+    if point is not None:
+        point.clear()
+    return PruneReport(tuple(pruning.reports), _seconds(pruning.clock.seconds), resumed_blocks=start)
+
+
+def _seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: seconds[name] for name in sorted(seconds)}
+
+
+def _note(reports: list[MatrixReport], index: int) -> str:
+    errors = [report.heldout_error for report in reports if report.block == index and report.heldout_error is not None]
+    return f"held-out error {sum(errors) / len(errors):.4f}" if errors else ""
