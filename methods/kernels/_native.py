@@ -1,7 +1,7 @@
 """Finds, loads and calls the native libraries: the one place that knows ctypes.
 
-``PRUNE_BENCH_NATIVE=0`` leaves them alone, so that the torch twins serve. A library lies beside this file (in a
-wheel and in a checkout built in place) or in the installed copy of this package (an editable install).
+``PRUNE_BENCH_NATIVE=0`` leaves them alone, so that the torch twins serve. A library lies beside this file (in
+a wheel and in a checkout built in place) or in the installed copy of this package (an editable install).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class ObsSweepParams(ctypes.Structure):
 class Library:
     """What came of looking for one library.
 
-    ``kind`` is "cpu" or "cuda". Where the library is not used, ``path`` and ``version`` are empty, ``handle`` is None
-    and ``reason`` says why. ``isa`` is the instruction set chosen on this processor (CPU only).
+    ``kind`` is "cpu" or "cuda". Where the library is not used, ``path`` and ``version`` are empty, ``handle``
+    is None and ``reason`` says why. ``isa`` is the instruction set chosen on this processor (CPU only).
     """
 
     kind: str

@@ -31,9 +31,9 @@ class Grid:
 class Sweep:
     """What a sweep gives.
 
-    ``values`` [rows, B] float32, pruned and on the grid. ``errors`` [rows, B] float32, (w - q) / U_jj, which the
-    caller spreads over later blocks. ``mask`` [rows, B] bool, True where a weight was removed by choice. ``loss``
-    [rows] float32, half the sum of squared errors.
+    ``values`` [rows, B] float32, pruned and on the grid. ``errors`` [rows, B] float32, (w - q) / U_jj, which
+    the caller spreads over later blocks. ``mask`` [rows, B] bool, True where a weight was removed by choice.
+    ``loss`` [rows] float32, half the sum of squared errors.
     """
 
     values: Tensor
@@ -76,11 +76,12 @@ def obs_sweep(
 
     Per column j: q; e = (w - q) / U_jj; w[:, k] -= e U[j, k] for k > j.
 
-    ``weight`` [rows, B] float32, any strides, left unchanged: the block as compensated so far. ``factor`` [B, B]
-    float32, the block of the upper triangular U with H^-1 = U^T U; its diagonal must be positive. At most one of
-    ``mask`` [rows, B] bool (True removes) and ``keep``/``group``: keep ``keep`` of every ``group`` consecutive
-    columns, chosen inside the sweep by w^2 / U_jj^2 on current weights, the lowest index removed first among equal
-    ones, a NaN kept longest. ``grid`` is applied after masking. A NaN or infinity spreads along its row only.
+    ``weight`` [rows, B] float32, any strides, left unchanged: the block as compensated so far. ``factor`` [B,
+    B] float32, the block of the upper triangular U with H^-1 = U^T U; its diagonal must be positive. At most
+    one of ``mask`` [rows, B] bool (True removes) and ``keep``/``group``: keep ``keep`` of every ``group``
+    consecutive columns, chosen inside the sweep by w^2 / U_jj^2 on current weights, the lowest index removed
+    first among equal ones, a NaN kept longest. ``grid`` is applied after masking. A NaN or infinity spreads
+    along its row only.
 
     The result has the same bits on every device, instruction set and thread count, and in the torch twin.
     Raises ValueError or TypeError for arguments that do not fit together.
@@ -97,7 +98,7 @@ def _check(
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: pass [rows, columns]")
     rows, columns = weight.shape
-    named = [
+    named: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [
         ("weight", weight, (rows, columns), torch.float32),
         ("factor", factor, (columns, columns), torch.float32),
     ]
