@@ -78,6 +78,11 @@ class MemorySource:
     def outer(self) -> MemoryOuter:
         return self._outer
 
+    def raw_block(self, index: int) -> Block:
+        """The block as it lies in the state dict."""
+        prefix = self.family.block_prefix(index)
+        return {name: self._state[prefix + name] for name in self.family.block_tensors(self.shape)}
+
     def block(self, index: int) -> Block:
         prefix = self.family.block_prefix(index)
         names = self.family.block_tensors(self.shape)
