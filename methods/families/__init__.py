@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from methods.errors import UnsupportedModel
+from methods.families.bloom import Bloom
 from methods.families.fields import brief
+from methods.families.llama import Llama
 from methods.families.opt import OPT
 from methods.interface import Family, ModelShape
 
 __all__ = ["family_of", "shape_of"]
 
-_FAMILIES: dict[str, Family] = {family.name: family for family in (OPT(),)}
+_FAMILIES: dict[str, Family] = {family.name: family for family in (OPT(), Bloom(), Llama())}
 
 
 def family_of(model: Mapping[str, Any] | ModelShape) -> Family:
