@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.grammar import DENSE_METHOD, MethodName, Value, nearest, parse_method, shown, typed
+from bench.plan.grammar import DENSE_METHOD, Value, nearest, parse_method, shown, typed
 from bench.plan.settings import Settings
 from methods.errors import UserError
 from methods.target import DENSE, Target
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
     from methods.interface import ModelShape, Pruner
 
-__all__ = ["Cell", "Plan", "Refusal", "available_threads", "expand"]
-
-_CONFIG_LIMIT = 1 << 20
+__all__ = ["Cell", "Plan", "Refusal", "available_threads", "config_of", "expand"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    name: MethodName
+    name: str
+    targets: tuple[Target, ...]
     parameters: tuple[tuple[str, Value], ...]
     pruner: Pruner
 
@@ -108,7 +106,6 @@ def expand(settings: Settings) -> Plan:
             f"--data-dir '{shown(settings.data_dir)}' is no folder; give one that holds the texts"
         )
     chosen = _methods(settings)
-    targets = settings.targets()
     device = _device(settings.device)
     cells: list[Cell] = []
     refusals: list[Refusal] = []
@@ -116,7 +113,7 @@ def expand(settings: Settings) -> Plan:
         shape, dense = _dense(settings, model, device)
         cells.append(dense)
         for method in chosen:
-            for target in targets:
+            for target in method.targets:
                 if target == DENSE:
                     continue
                 reason = method.pruner.refuse(shape, target)
@@ -167,17 +164,19 @@ def _methods(settings: Settings) -> list[_Method]:
     for method in names:
         if method.rule == DENSE_METHOD:
             continue
-        defaults = {name: p.default for name, p in registry.parameters_of(method.rule).items()}
+        entry = registry.method(method.rule)
+        defaults = {name: parameter.default for name, parameter in entry.parameters.items()}
         parameters = {**defaults, **given.get(method.rule, {})}
         pruner = registry.get(str(method), parameters)
-        chosen.append(_Method(method, tuple(sorted(parameters.items())), pruner))
+        targets = settings.targets(entry.default_target)
+        chosen.append(
+            _Method(str(registry.spelling(str(method))), targets, tuple(sorted(parameters.items())), pruner)
+        )
     return chosen
 
 
 def _dense(settings: Settings, model: str, device: str) -> tuple[ModelShape, Cell]:
-    from methods.families import shape_of
-
-    config = _config(model)
+    config, shape = config_of(model)
     protocol = _protocol(settings, model)
     cell = Cell(
         model=model,
@@ -196,12 +195,12 @@ def _dense(settings: Settings, model: str, device: str) -> tuple[ModelShape, Cel
         hidden_budget=settings.hidden_budget,
         data_dir=str(settings.data_dir.resolve()) if settings.data_dir is not None else "",
     )
-    return shape_of(config), cell
+    return shape, cell
 
 
 def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) -> Iterator[Cell]:
     """The cells of one method and target: one per seed, or one for all where nothing is drawn."""
-    cell = replace(dense, method=str(method.name), parameters=method.parameters, target=str(target))
+    cell = replace(dense, method=method.name, parameters=method.parameters, target=str(target))
     if not method.pruner.needs_calibration:
         yield cell
         return
@@ -216,31 +215,25 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
         )
 
 
-def _config(model: str) -> Mapping[str, Any]:
-    """A model's config, from the registry or its folder. Raises UserError where a folder has none."""
+def config_of(model: str) -> tuple[Mapping[str, Any], ModelShape]:
+    """A model's config and sizes, from the registry or its folder. Raises UserError for a missing folder."""
     from bench.models import registry
 
-    if not registry.is_path(model):
-        return registry.get(model).config
-    path = Path(model.removeprefix(registry.PATH_PREFIX)) / "config.json"
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_CONFIG_LIMIT + 1)
-        config = json.loads(raw) if len(raw) <= _CONFIG_LIMIT else None
-    except OSError as error:
-        why = (error.strerror or "unreadable").lower()
-        raise UserError(
-            f"'{shown(path)}' cannot be read ({why}); path: takes a Hugging Face folder"
-        ) from None
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"'{shown(path)}' is not a model's config; path: takes a Hugging Face folder")
-    return config
+    if registry.is_path(model):
+        from bench.models.path import read_config
+
+        folder = Path(model.removeprefix(registry.PATH_PREFIX))
+        if not folder.is_dir():
+            raise UserError(f"'{shown(model)}' is no folder; path: takes one with a config.json")
+        return read_config(folder)
+    from methods.families import shape_of
+
+    config = registry.get(model).config
+    return config, shape_of(config)
 
 
 def _protocol(settings: Settings, model: str) -> Protocol:
-    """The standard protocol asked for (nano for packaged models, else lab), with what the user changed in it."""
+    """The standard protocol asked for (packaged models: nano, others: lab), with the user's changes."""
     from bench.models import registry
     from bench.text.protocols import standard
 

@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import TYPE_CHECKING
 
 from methods.errors import UserError
 from methods.target import Target
+
+if TYPE_CHECKING:
+    from methods.registry import Parameter
 
 __all__ = [
     "DENSE_METHOD",
@@ -38,7 +41,9 @@ Value = str | int | float | bool
 DENSE_METHOD = "dense"
 
 _NAME = r"[a-z][a-z0-9_-]*"
-_METHOD = re.compile(rf"^(?P<rule>{_NAME})(?:@(?P<allocation>{_NAME}))?(?:\+(?P<refinement>{_NAME}))?$")
+_METHOD = re.compile(
+    rf"^(?P<rule>{_NAME})(?:@(?P<allocation>{_NAME}))?(?:\+(?P<refinement>{_NAME}(?:\+{_NAME})*))?$"
+)
 _ASSIGNMENT = re.compile(r"^(?P<rule>[^.=\s]+)\.(?P<name>[^=\s]+)=(?P<value>.*)$", re.DOTALL)
 _SIZE = re.compile(r"^(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
 _TRUE = {"true", "yes", "on", "1"}
@@ -187,11 +192,10 @@ def parse_parameter(text: str) -> tuple[str, str, str]:
     return found["rule"].lower(), found["name"].lower(), found["value"].strip()
 
 
-def typed(rule: str, name: str, value: object, declared: Mapping[str, Any]) -> Value:
+def typed(rule: str, name: str, value: object, declared: Mapping[str, Parameter]) -> Value:
     """``value`` as the type that the method declares for parameter ``name``.
 
-    ``declared`` maps names to objects with ``type``, ``default``, ``help`` and ``choices``.
-    Raises UserError for an unknown name, a value that does not read as that type, or one outside the choices.
+    Raises UserError for an unknown name, a value that does not read as that type, or one out of bounds.
     """
     if name not in declared:
         known = ", ".join(declared) or "none"
@@ -209,6 +213,12 @@ def typed(rule: str, name: str, value: object, declared: Mapping[str, Any]) -> V
         allowed = ", ".join(map(str, choices))
         near = nearest(str(read), map(str, choices))
         raise UserError(f"{rule}.{name} is '{shown(value)}'; it must be one of {allowed}{near}")
+    low, high = parameter.minimum, parameter.maximum
+    if not isinstance(read, str) and ((low is not None and read < low) or (high is not None and read > high)):
+        bounds = " and ".join(
+            f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if end is not None
+        )
+        raise UserError(f"{rule}.{name} is {shown(value)}; it must be {bounds}")
     return read
 
 

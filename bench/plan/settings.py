@@ -200,8 +200,8 @@ class Settings(BaseModel):
     command: tuple[str, ...] = Field(default=(), exclude=True)
     """The words typed, so that a message can say how to resume."""
 
-    def targets(self) -> tuple[Target, ...]:
-        """What to aim at, in the order asked for: 50 % unstructured where neither share nor pattern is given.
+    def targets(self, default: str = "50%") -> tuple[Target, ...]:
+        """What to aim at, in the order asked for; ``default`` where neither share nor pattern is given.
 
         Raises UserError where shares are given but only N:M patterns to apply them to.
         """
@@ -210,6 +210,8 @@ class Settings(BaseModel):
                 f"--sparsity is for unstructured pruning, --pattern {','.join(self.pattern)} fixes its own; "
                 f"leave --sparsity out, or write --pattern unstructured,{','.join(self.pattern)}"
             )
+        if not self.sparsity and not self.pattern:
+            return (Target.parse(default),)
         shares = self.sparsity or ("50%",)
         spelled: list[str] = []
         for pattern in self.pattern or ("unstructured",):

@@ -1,0 +1,107 @@
+"""`bench run --dry-run`: the plan with what each cell will need; no weights, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.cli.output import bytes_text, console, duration_text, print_json, print_table
+from bench.plan.cells import Cell, Plan
+from bench.plan.resources import Estimate, estimate, measured_rate
+
+__all__ = ["describe", "show"]
+
+
+def show(plan: Plan) -> None:
+    """Print the plan, as one JSON object or as tables."""
+    found = describe(plan)
+    if plan.settings.as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            *(cell["model"], cell["method"], cell["target"], "-" if cell["seed"] is None else cell["seed"]),
+            "stored" if cell["stored"] else "on disk" if cell["model_cached"] else "fetch",
+            bytes_text(cell["download_bytes"]),
+            bytes_text(cell["disk_bytes"]),
+            bytes_text(cell["memory_bytes"]),
+            duration_text(cell["seconds"]),
+        )
+        for cell in found["cells"]
+    ]
+    columns = ("model", "method", "target", "seed", "state", "download", "disk", "memory", "time")
+    if rows:
+        print_table(columns, rows, f"{len(rows)} cells (all figures are estimates)")
+    if found["refused"]:
+        print_table(
+            ("model", "method", "target", "why it will be refused"),
+            [(cell["model"], cell["method"], cell["target"], cell["reason"]) for cell in found["refused"]],
+            f"{len(found['refused'])} refused",
+        )
+    total = found["total"]
+    console().print(
+        f"in all: download {bytes_text(total['download_bytes'])}, disk {bytes_text(total['disk_bytes'])}, "
+        f"memory {bytes_text(total['memory_bytes'])}, time {duration_text(total['seconds'])}; "
+        f"results go to {plan.settings.out}"
+    )
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON: cells with their needs, refusals with their reasons, totals.
+
+    Disk in all is the sum over cells where pruned models are saved, else the largest cell's.
+    """
+    stored = _stored(plan)
+    rates: dict[tuple[str, str, int], float] = {}
+    cells = []
+    downloads: dict[str, int] = {}
+    for cell in plan.cells:
+        key = (cell.device, cell.dtype, cell.threads)
+        if key not in rates:
+            rates[key] = measured_rate(*key)
+        need = estimate(cell, rate=rates[key])
+        done = cell in stored
+        cells.append({**_named(cell), "stored": done, **_needs(need, done)})
+        if not done:
+            downloads[cell.model] = need.download_bytes
+    disks = [int(cell["disk_bytes"]) for cell in cells]
+    total = {
+        "download_bytes": sum(downloads.values()),
+        "disk_bytes": sum(disks) if plan.settings.save else max(disks, default=0),
+        "memory_bytes": max((int(cell["memory_bytes"]) for cell in cells), default=0),
+        "seconds": sum(float(cell["seconds"]) for cell in cells),
+    }
+    refused = [{**_named(refusal.cell), "reason": refusal.reason} for refusal in plan.refusals]
+    return {"cells": cells, "refused": refused, "total": total, "out": str(plan.settings.out)}
+
+
+def _needs(need: Estimate, stored: bool) -> dict[str, Any]:
+    return {
+        "model_cached": need.download_bytes == 0,
+        "download_bytes": 0 if stored else need.download_bytes,
+        "disk_bytes": 0 if stored else need.disk_bytes,
+        "memory_bytes": 0 if stored else need.memory_bytes,
+        "seconds": 0.0 if stored else need.seconds,
+    }
+
+
+def _stored(plan: Plan) -> set[Cell]:
+    """Cells that a run would find finished."""
+    if plan.settings.force or not (plan.settings.out / "store.json").is_file():
+        return set()
+    from bench.run.grid import stored
+
+    return set(stored(plan, plan.settings.out))
+
+
+def _named(cell: Cell) -> dict[str, Any]:
+    return {
+        "model": cell.model,
+        "method": cell.method,
+        "target": cell.target,
+        "seed": cell.seed,
+        "dtype": cell.dtype,
+        "device": cell.device,
+        "protocol": cell.evaluation.id,
+        "calibration": cell.calibration.id if cell.calibration else "",
+        "parameters": dict(cell.parameters),
+    }

@@ -1,0 +1,215 @@
+"""`bench run`: from options to a plan, from a plan to records, table and report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli import complete
+from bench.cli.failures import INTERRUPTED, Session, one_line, resume_line, say_error
+
+if TYPE_CHECKING:
+    from bench.plan.cells import Plan
+    from bench.plan.settings import Settings
+
+__all__ = ["command"]
+
+_EPILOG = """
+\b
+Examples
+  bench run --methods sparsegpt,magnitude --models nano-*
+  bench run --methods sparsegpt --models opt-125m,bloom-560m --sparsity 0.5,0.6 --seeds 0,1,2
+  bench run --models path:/models/mine --pattern unstructured,2:4 --eval perplexity --dry-run
+"""
+
+_SETTINGS = {"allow_extra_args": True}
+
+
+@click.command("run", context_settings=_SETTINGS, epilog=_EPILOG)
+@click.option("--models", metavar="LIST", shell_complete=complete.models, help="Ids, globs, path:/dir.")
+@click.option(
+    "--methods",
+    metavar="LIST",
+    shell_complete=complete.methods,
+    help="rule[@allocation]; magnitude,sparsegpt.",
+)
+@click.option("--sparsity", metavar="LIST", help="Shares of the weights to remove, such as 0.5,0.6; 0.5.")
+@click.option("--pattern", metavar="LIST", help="unstructured and N:M (keep N of every M), such as 2:4.")
+@click.option("--seeds", metavar="LIST", help="Seeds of the calibration draw; 0.")
+@click.option("--calibration", metavar="TEXT", shell_complete=complete.texts, help="Calibration text.")
+@click.option("--samples", metavar="N", help="Calibration windows.")
+@click.option("--length", metavar="N", help="Tokens per calibration window.")
+@click.option(
+    "--protocol",
+    metavar="NAME",
+    shell_complete=complete.protocols,
+    help="nano (packaged models), lab, paper.",
+)
+@click.option("--text", metavar="TEXT", shell_complete=complete.texts, help="Evaluation text.")
+@click.option("--windows", metavar="N", help="Evaluate on the first N windows only.")
+@click.option(
+    "--eval",
+    "evaluations",
+    metavar="LIST",
+    shell_complete=complete.evaluations,
+    help="What to measure; perplexity.",
+)
+@click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N.")
+@click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16.")
+@click.option("--hessian-dtype", metavar="NAME", help="float32, float64.")
+@click.option("--schedule", metavar="NAME", help="sequential, blockwise.")
+@click.option("--threads", metavar="N", help="CPU threads; all this process may use.")
+@click.option("--hidden-budget", metavar="SIZE", help="Hidden states kept in memory; 2GiB.")
+@click.option(
+    "--set", "assignments", metavar="METHOD.PARAMETER=VALUE", multiple=True, help="Set a parameter."
+)
+@click.option("--save", is_flag=True, default=None, help="Keep the pruned models.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="The run's folder; bench-out.")
+@click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."
+)
+@click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="Texts; or BENCH_DATA_DIR.")
+@click.option("--yes", is_flag=True, default=None, help="Agree to large downloads.")
+@click.option("--force", is_flag=True, default=None, help="Compute again what is stored.")
+@click.option("--dry-run", is_flag=True, default=None, help="Show the plan; load no weights, ask no network.")
+@click.option("--quiet", is_flag=True, default=None, help="Errors and the report's path only.")
+@click.option(
+    "--json", "as_json", is_flag=True, default=None, help="One JSON object a line on standard output."
+)
+@click.pass_context
+def command(ctx: click.Context, config: Path | None, **flags: Any) -> int:
+    """Prune every model by every method at every target, then measure.
+
+    Lists are separated by commas. Finished work is stored under --out and never done twice: the same command
+    resumes an interrupted run. Exit codes: 0 done, 1 a cell failed or all were refused, 2 wrong usage,
+    130 interrupted.
+    """
+    session: Session = ctx.find_object(Session) or Session(())
+    _refuse_extra(ctx)
+    flags["assignments"] = flags["assignments"] or None
+
+    from bench.plan.settings import gather
+
+    settings = gather(flags, config, session.words)
+    session.out = settings.out
+    _check_evaluations(settings)
+    if not settings.dry_run:
+        _prepare(settings.out)
+    plan = _plan(settings)
+    if settings.dry_run:
+        from bench.cli.dry_run import show
+
+        show(plan)
+        return 0 if plan.cells else 1
+    session.resumable = True
+    return _execute(plan, session)
+
+
+def _refuse_extra(ctx: click.Context) -> None:
+    """Words that belong to no option: nearly always a glob that the shell expanded, or a list with spaces."""
+    if not ctx.args:
+        return
+    words = [one_line(word)[:40] for word in ctx.args]
+    if any(Path(word).exists() for word in ctx.args):
+        why = "the shell seems to have replaced a * by file names; quote it, as in --models 'opt-*'"
+    else:
+        why = "separate lists by commas, as in --models 'opt-*,bloom-*'"
+    more = f" and {len(words) - 1} more" if len(words) > 1 else ""
+    raise click.UsageError(f"'{words[0]}'{more} belongs to no option; {why}", ctx)
+
+
+def _check_evaluations(settings: Settings) -> None:
+    from bench.evaluate import available
+    from bench.plan.grammar import nearest, shown
+    from methods.errors import UserError
+
+    known = available()
+    for name in settings.evaluations:
+        if name not in known:
+            raise UserError(
+                f"--eval '{shown(name)}' is not available in this version; available: {', '.join(known)}"
+                f"{nearest(name, known)}"
+            )
+
+
+def _prepare(out: Path) -> None:
+    """Make the run's folder and see that it takes files, before any work. Raises MachineError or UserError."""
+    from methods.errors import MachineError, UserError
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out '{one_line(out)}' is a file; give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        why = (error.strerror or "cannot be written").lower()
+        raise MachineError(f"--out '{one_line(out)}' cannot be written: {why}; choose another") from None
+
+
+def _plan(settings: Settings) -> Plan:
+    from bench.plan.cells import expand
+    from bench.plan.resources import fit
+
+    return fit(expand(settings))
+
+
+def _execute(plan: Plan, session: Session) -> int:
+    from bench.cli.console import observer_for
+    from bench.run.grid import execute
+
+    settings = plan.settings
+    observer = observer_for(settings)
+    try:
+        outcome = execute(
+            plan, settings.out, observer, force=settings.force, save=settings.save, yes=settings.yes
+        )
+    finally:
+        observer.close()
+    report = _report(settings)
+    counts = {
+        "done": outcome.done,
+        "cached": outcome.cached,
+        "refused": outcome.refused,
+        "failed": outcome.failed,
+        "interrupted": bool(outcome.interrupted),
+    }
+    _summarise(settings, counts, report)
+    if outcome.interrupted:
+        say_error(resume_line(session))
+        return INTERRUPTED
+    return 1 if outcome.failed or not (outcome.done or outcome.cached) else 0
+
+
+def _report(settings: Settings) -> Path | None:
+    """Show the table and write the report; None where there is no record to report."""
+    import reports
+    from bench.results.segments import Store
+
+    records = Store(settings.out).records()
+    if not records:
+        return None
+    if not settings.quiet and not settings.as_json:
+        from bench.cli.output import console
+
+        console().print(reports.terminal_table(records))
+    return Path(reports.write_report(settings.out))
+
+
+def _summarise(settings: Settings, counts: dict[str, Any], report: Path | None) -> None:
+    from bench.cli.output import print_json
+
+    if settings.as_json:
+        print_json({"event": "summary", **counts, "report": str(report) if report else None})
+        return
+    if not settings.quiet:
+        parts = [f"{count} {name}" for name, count in counts.items() if name != "interrupted" and count]
+        click.echo(", ".join(parts) or "nothing done")
+    if report is not None:
+        click.echo(str(report) if settings.quiet else f"report: {report}")

@@ -1,0 +1,281 @@
+"""What a cell will need, in closed form from the model's sizes: download, disk, memory and, roughly, time.
+
+Nothing is loaded. Memory follows the walk, one decoder block at a time:
+base + 1.3 x (two blocks + Hessian workspace + hidden states + the largest outer table + logits).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.plan.cells import Cell, Plan
+
+if TYPE_CHECKING:
+    from methods.interface import ModelShape
+
+__all__ = ["Estimate", "Machine", "estimate", "fit", "machine", "measured_rate", "needs"]
+
+_BASE = 600_000_000
+"""Bytes of a process that has imported torch and transformers (resident, as measured on Linux x86-64)."""
+_SLACK = 1.3
+_TOKENS = {"wikitext2": 300_000, "ptb": 110_000, "c4": 524_288, "kjv": 60_000}
+"""Rough token counts of whole evaluation texts; for the time estimate only."""
+_FREE_DOWNLOAD = 2_000_000_000
+"""Largest download in bytes that `bench run` makes without --yes."""
+_HELDOUT_WINDOWS = 8
+_BATCH_TOKENS = 8192
+_ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Needs of a cell; ``download_bytes`` is 0 for a model on disk, ``seconds`` None where no rate is known."""
+
+    download_bytes: int
+    disk_bytes: int
+    """The pruned blocks and hidden states that lie under the run's folder while the cell runs."""
+    memory_bytes: int
+    """Host memory, or memory of the GPU where the cell runs on one."""
+    flops: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is, in bytes: memory for the cell, disk for the run, disk for the model cache."""
+
+    memory: int
+    disk: int
+    cache: int
+    one_disk: bool
+    """Whether run and cache share a disk."""
+
+
+def machine(out: Path, device: str = "cpu") -> Machine:
+    """Free memory (within the cgroup's limit), free disk of the run's folder and of the model cache."""
+    from bench.models.cache import cache_root
+
+    run_at, cache_at = _existing(out), _existing(cache_root())
+    return Machine(
+        memory=_free_memory(device),
+        disk=shutil.disk_usage(run_at).free,
+        cache=shutil.disk_usage(cache_at).free,
+        one_disk=run_at.stat().st_dev == cache_at.stat().st_dev,
+    )
+
+
+def estimate(cell: Cell, *, rate: float | None = None) -> Estimate:
+    """Needs of one cell; ``rate`` in FLOP/s, as from ``measured_rate``, gives it a time."""
+    config, shape = _sizes(cell.model)
+    flops = _flops(cell, config, shape)
+    return Estimate(
+        download_bytes=_download(cell.model),
+        disk_bytes=_disk(cell, shape),
+        memory_bytes=_memory(cell, config, shape),
+        flops=flops,
+        seconds=None if rate is None else flops / rate,
+    )
+
+
+def fit(plan: Plan, there: Machine | None = None) -> Plan:
+    """The plan with those cells refused, figures in the reason, that need more than the machine has.
+
+    A download beyond 2 GB without ``--yes`` is refused too.
+    """
+    reasons: dict[Cell, str] = {}
+    saved = 0
+    fetched: dict[str, int] = {}
+    for cell in plan.cells:
+        free = there or machine(plan.settings.out, cell.device)
+        need = estimate(cell)
+        download = 0 if cell.model in fetched else need.download_bytes
+        pending = sum(fetched.values())
+        reason = needs(need, free, saved=saved, pending=pending, yes=plan.settings.yes, model=cell.model)
+        if reason:
+            reasons[cell] = reason
+            continue
+        if download:
+            fetched[cell.model] = download
+        if plan.settings.save and not cell.dense:
+            saved += need.disk_bytes
+    return plan.refuse(reasons)
+
+
+def needs(
+    need: Estimate, free: Machine, *, saved: int = 0, pending: int = 0, yes: bool = False, model: str = ""
+) -> str | None:
+    """Why the machine cannot serve a cell, or None; ``saved``, ``pending``: bytes that cells before it take."""
+    if need.memory_bytes > free.memory:
+        return f"needs about {_size(need.memory_bytes)} of memory, {_size(free.memory)} are free"
+    if need.download_bytes > _FREE_DOWNLOAD and not yes:
+        return f"downloads {_size(need.download_bytes)}; add --yes, or run: bench pull {model} --yes"
+    if need.download_bytes + pending > free.cache:
+        return f"needs {_size(need.download_bytes)} of disk for the model, {_size(max(0, free.cache - pending))} are free"
+    disk = need.disk_bytes + saved + (need.download_bytes + pending if free.one_disk else 0)
+    if disk > free.disk:
+        return f"needs about {_size(disk)} of disk, {_size(free.disk)} are free"
+    return None
+
+
+def measured_rate(device: str, dtype: str, threads: int) -> float:
+    """FLOP/s of a matrix product on this machine, halved, as a walk reaches about half; takes about 0.1 s."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        size = 512 if device == "cpu" else 4096
+        matrix = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+        best = float("inf")
+        matrix @ matrix
+        for _ in range(5):
+            start = time.perf_counter()
+            product = matrix @ matrix
+            float(product[0, 0])  # waits for a GPU
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return size**3 / best
+
+
+@cache
+def _sizes(model: str) -> tuple[Mapping[str, Any], ModelShape]:
+    from bench.plan.cells import config_of
+
+    return config_of(model)
+
+
+def _download(model: str) -> int:
+    from bench.models import registry
+    from bench.models.load import cached
+
+    if registry.is_path(model) or cached(model):
+        return 0
+    return registry.get(model).download_bytes
+
+
+def _calibration_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:
+    """Tokens of the drawn and of the held-out windows."""
+    if cell.calibration is None:
+        return 0, 0
+    length = cell.calibration.length or shape.positions
+    return cell.calibration.samples * length, _HELDOUT_WINDOWS * length
+
+
+def _evaluation_tokens(cell: Cell) -> tuple[int, int]:
+    """Tokens read in evaluation, and the window's length (0: the context)."""
+    length = cell.evaluation.length
+    windows = cell.evaluation.windows
+    whole = _TOKENS.get(cell.evaluation.dataset, 300_000)
+    return (windows * length if windows is not None and length else whole), length
+
+
+def _hessian_columns(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> list[tuple[int, int]]:
+    """(columns, rows that share it) of every Hessian in a block."""
+    from methods.families import family_of
+
+    if cell.calibration is None:
+        return []
+    family = family_of(shape)
+    matrices = {matrix.name: matrix for matrix in family.matrices(shape)}
+    stages = [[matrices[name] for name in stage.linears] for stage in family.stages(config)]
+    return [(linears[0].columns, sum(matrix.rows for matrix in linears)) for linears in stages]
+
+
+def _hidden_bytes(cell: Cell, shape: ModelShape) -> int:
+    drawn, heldout = _calibration_tokens(cell, shape)
+    tokens = max(drawn + heldout, _evaluation_tokens(cell)[0])
+    return tokens * shape.width * _ITEMSIZE[cell.dtype]
+
+
+def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
+    from methods.families.sizes import block_parameters
+
+    itemsize = _ITEMSIZE[cell.dtype]
+    columns = [width for width, _ in _hessian_columns(cell, config, shape)]
+    workspace = 3 * max(columns, default=0) ** 2
+    if cell.schedule == "blockwise":
+        # All Hessians of a block are held at once.
+        workspace += sum(width**2 for width in columns)
+    table = shape.vocabulary * shape.embedding_width * itemsize
+    logits = min(_BATCH_TOKENS, 2048) * shape.vocabulary * 4
+    parts = (
+        2 * block_parameters(shape) * itemsize
+        + workspace * _ITEMSIZE[cell.hessian_dtype]
+        + min(_hidden_bytes(cell, shape), cell.hidden_budget)
+        + table
+        + logits
+    )
+    return _BASE + int(_SLACK * parts)
+
+
+def _disk(cell: Cell, shape: ModelShape) -> int:
+    from methods.families.sizes import parameters
+
+    spilt = max(0, 2 * _hidden_bytes(cell, shape) - cell.hidden_budget)
+    return spilt if cell.dense else spilt + parameters(shape) * _ITEMSIZE[cell.dtype]
+
+
+def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
+    """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and sweeps (2 r d²)."""
+    from methods.families.sizes import flops_per_token
+
+    tokens, length = _evaluation_tokens(cell)
+    total = float(tokens * flops_per_token(shape, length or shape.positions)) if cell.evaluations else 0.0
+    if cell.calibration is None:
+        return total
+    drawn, heldout = _calibration_tokens(cell, shape)
+    passes = 2 if cell.schedule == "blockwise" else 1
+    head = 2 * shape.vocabulary * shape.embedding_width
+    per_token = flops_per_token(shape, cell.calibration.length or shape.positions) - head
+    total += passes * (drawn + heldout) * per_token
+    for columns, rows in _hessian_columns(cell, config, shape):
+        total += shape.blocks * (2 * drawn * columns**2 + 3 * columns**3 + 2 * rows * columns**2)
+    return total
+
+
+def _free_memory(device: str) -> int:
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = _cgroup_bytes("memory.max"), _cgroup_bytes("memory.current")
+    if limit is not None and used is not None:
+        free = min(free, max(0, limit - used + (_inactive_file() or 0)))
+    return free
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    try:
+        return int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _inactive_file() -> int | None:
+    """Bytes of page cache that the kernel gives back when asked."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+
+
+def _existing(path: Path) -> Path:
+    absolute = path.expanduser().absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+
+
+def _size(count: int) -> str:
+    from bench.models.cache import readable_size
+
+    return readable_size(count)
