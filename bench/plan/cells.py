@@ -48,6 +48,8 @@ class Cell:
     """Bytes of hidden states kept in memory; changes speed, never figures."""
     data_dir: str
     """Folder of texts, or an empty string."""
+    heldout: CalibrationProtocol | None = None
+    """Calibration half whose held-out text the reconstruction errors are measured on; None for the dense model."""
 
     @property
     def name(self) -> str:
@@ -204,7 +206,6 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
     if not method.pruner.needs_calibration:
         yield cell
         return
-    calibration = _protocol(settings, dense.model).calibration
     for seed in settings.seeds:
         yield replace(
             cell,

@@ -65,14 +65,8 @@ class ResumePoint:
                 "seconds": seconds,
             },
         )
-        self.clear(keep=name)
-
-    def clear(self, keep: str = "") -> None:
-        """Remove hidden states of earlier blocks (all of them without ``keep``)."""
         for path in self.folder.glob("hidden-*.safetensors"):
-            if path.name != keep:
+            if path.name != name:
                 path.unlink(missing_ok=True)
-        if not keep:
-            self._state.unlink(missing_ok=True)
 
 

@@ -237,7 +237,8 @@ def walk(
     blocks = source.shape.blocks
     if progress is not None and all(index in sink for index in range(progress.next)):
         start = progress.next
-        pruning.states.hidden.put(slice(None), progress.hidden)
+        if start < blocks:
+            pruning.states.hidden.put(slice(None), progress.hidden)
         pruning.reports.extend(progress.reports)
         pruning.clock = Stopwatch(source.device, progress.seconds)
     else:
@@ -254,11 +255,10 @@ def walk(
         with pruning.clock("write"):
             sink.put(index, {name: tensor.to(raw[name].dtype) for name, tensor in block.items()})
             if point is not None:
-                point.save(index + 1, pruning.states.hidden.whole(), pruning.reports, pruning.clock.seconds)
+                states = pruning.states.hidden.whole() if index + 1 < blocks else torch.empty(0)
+                point.save(index + 1, states, pruning.reports, pruning.clock.seconds)
         run.observer.step(index + 1, _note(pruning.reports, index))
     pruning.states.close()
-    if point is not None:
-        point.clear()
     return PruneReport(tuple(pruning.reports), _seconds(pruning.clock.seconds), resumed_blocks=start)
 
 

@@ -1,0 +1,197 @@
+"""Perplexity, divergence from the dense model and flip rate, streamed block by block over fixed windows.
+
+Perplexity is that of the one-shot pruning papers: disjoint windows, the mean loss of each over its length - 1 predicted
+tokens, exp of the mean over windows (arXiv 2301.00774, section 4.1).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional
+
+from methods.interface import BlockSource, Observer, Run, batches
+from methods.stream.hidden import HiddenStates
+from methods.stream.sink import write_tensors
+
+__all__ = ["DenseStates", "Scores", "score"]
+
+_LOGIT_BYTES = 64 << 20  # float32 logits held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per-window means over predicted tokens, float64 [windows]: loss in nat/token, KL to dense, share of changed argmax.
+
+    ``divergence`` and ``flips`` are None for the dense model itself. ``predicted`` counts predicted tokens of all windows.
+    """
+
+    loss: NDArray[np.float64]
+    divergence: NDArray[np.float64] | None
+    flips: NDArray[np.float64] | None
+    predicted: int
+    tokens: int
+    seconds: float
+
+    @property
+    def nll(self) -> float:
+        """Mean loss, nat/token."""
+        return float(self.loss.mean())
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss; infinity where that overflows."""
+        try:
+            return math.exp(self.nll)
+        except OverflowError:
+            return math.inf
+
+
+class DenseStates:
+    """What the dense model's head reads, for every predicted token, kept in a file for the divergence of pruned models.
+
+    States, not logits: a vocabulary is a hundred times wider than a model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        """Whether a whole file is there."""
+        try:
+            with safe_open(str(self.path), framework="pt", device="cpu"):
+                return True
+        except (OSError, SafetensorError):
+            return False
+
+    def write(self, states: Tensor) -> None:
+        """Keep states [windows, length - 1, width]. Raises MachineError."""
+        write_tensors(self.path, {"states": states})
+
+    def read(self) -> Tensor:
+        """The states, backed by the file."""
+        with safe_open(str(self.path), framework="pt", device="cpu") as file:
+            states: Tensor = file.get_tensor("states")
+        return states
+
+
+@torch.inference_mode()
+def score(
+    source: BlockSource,
+    windows: Tensor,
+    run: Run,
+    *,
+    dense: BlockSource | None = None,
+    dense_states: DenseStates | None = None,
+) -> Scores:
+    """Score windows [windows, length] int64 under ``source``.
+
+    With ``dense``, ``dense_states`` (made by an earlier call on the dense model) gives divergence and flips; without, this is
+    the dense model, whose states are kept there. One block is in memory at a time, hidden states within the budget of
+    ``run``, and never more than a slice of the vocabulary's logits. Raises CheckpointError, MachineError.
+    """
+    began = time.perf_counter()
+    count, length = windows.shape
+    scorer = _Scorer(source, dense)
+    loss = np.full(count, np.nan)
+    divergence, flips = np.full(count, np.nan), np.full(count, np.nan)
+    reference = dense_states.read() if dense is not None and dense_states is not None else None
+    kept: list[Tensor] = []
+    sections = list(_sections(source, count, length, run.hidden_budget))
+    run.observer.phase("perplexity", len(sections) * source.shape.blocks + count)
+    done = 0
+    for section in sections:
+        hidden = HiddenStates((section.stop - section.start, length, source.shape.width), source.dtype, source.device, run)
+        for _ in _forward(source, windows[section], hidden, run):
+            done += 1
+            run.observer.step(done)
+        for part in batches(hidden.windows, length, run.batch_tokens):
+            states = source.family.finish(source.outer, source.config, hidden.get(part)[:, :-1])
+            for offset in range(states.shape[0]):
+                window = section.start + part.start + offset
+                against = None if reference is None else reference[window]
+                figures = scorer(states[offset], windows[window, 1:], against)
+                loss[window], divergence[window], flips[window] = figures
+            if dense is None and dense_states is not None:
+                kept.append(states.cpu())
+            done += states.shape[0]
+            run.observer.step(done)
+        hidden.close()
+    seconds = time.perf_counter() - began
+    if kept and dense_states is not None:
+        dense_states.write(torch.cat(kept))
+    pruned = reference is not None
+    return Scores(
+        loss,
+        divergence if pruned else None,
+        flips if pruned else None,
+        predicted=count * (length - 1),
+        tokens=count * length,
+        seconds=seconds,
+    )
+
+
+def _sections(source: BlockSource, windows: int, length: int, budget: int) -> Iterator[slice]:
+    """Runs of windows whose hidden states fit the budget; every section walks all blocks again."""
+    size = max(1, budget // max(1, length * source.shape.width * source.dtype.itemsize))
+    for start in range(0, windows, size):
+        yield slice(start, min(windows, start + size))
+
+
+def _forward(source: BlockSource, tokens: Tensor, hidden: HiddenStates, run: Run) -> Iterator[int]:
+    """Fill ``hidden`` with the last block's outputs, block by block."""
+    length = tokens.shape[1]
+    parts = list(batches(len(tokens), length, run.batch_tokens))
+    like = torch.empty(0, dtype=source.dtype, device=source.device)
+    arguments = {
+        size: source.family.arguments(source.config, None, size, length, like)
+        for size in {part.stop - part.start for part in parts}
+    }
+    for part in parts:
+        ids = tokens[part].to(source.device)
+        hidden.put(part, source.family.embed(source.outer, source.config, ids, None))
+    stages = source.family.stages(source.config)
+    for index in range(source.shape.blocks):
+        block = source.block(index)
+        for part in parts:
+            carry: tuple[Tensor, ...] = (hidden.get(part),)
+            given = arguments[part.stop - part.start]
+            for stage in stages:
+                carry = stage.advance(block, carry, stage.inputs(block, carry, given), given)
+            hidden.put(part, carry[0])
+        yield index
+
+
+class _Scorer:
+    """Loss, divergence and flips of one window, in slices of tokens."""
+
+    def __init__(self, source: BlockSource, dense: BlockSource | None) -> None:
+        self.head = source.family.head(source.outer, source.config)
+        self.dense_head = self.head if dense is None else dense.family.head(dense.outer, dense.config)
+        self.piece = max(16, _LOGIT_BYTES // (4 * self.head.shape[0]))
+
+    def __call__(self, states: Tensor, targets: Tensor, dense: Tensor | None) -> tuple[float, float, float]:
+        loss = divergence = flips = 0.0
+        for start in range(0, len(targets), self.piece):
+            part = slice(start, start + self.piece)
+            aims = targets[part].to(states.device)
+            logits = functional.linear(states[part], self.head).float()
+            found = functional.log_softmax(logits, dim=-1)
+            loss -= float(found.gather(1, aims[:, None]).sum(dtype=torch.float64))
+            if dense is None:
+                continue
+            seen = dense[part].to(device=states.device, dtype=self.dense_head.dtype)
+            expected = functional.log_softmax(functional.linear(seen, self.dense_head).float(), dim=-1)
+            flips += float((found.argmax(-1) != expected.argmax(-1)).sum())
+            divergence += float(functional.kl_div(found, expected, reduction="sum", log_target=True))
+        count = len(targets)
+        return loss / count, max(0.0, divergence / count) if divergence == divergence else math.nan, flips / count

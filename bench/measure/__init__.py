@@ -1,0 +1,1 @@
+"""Measurements of the machine: what it is, what memory a phase took."""
