@@ -202,7 +202,10 @@ def _dense(settings: Settings, model: str, device: str) -> tuple[ModelShape, Cel
 
 def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) -> Iterator[Cell]:
     """The cells of one method and target: one per seed, or one for all where nothing is drawn."""
-    cell = replace(dense, method=method.name, parameters=method.parameters, target=str(target))
+    calibration = _protocol(settings, dense.model).calibration
+    cell = replace(
+        dense, method=method.name, parameters=method.parameters, target=str(target), heldout=calibration
+    )
     if not method.pruner.needs_calibration:
         yield cell
         return
