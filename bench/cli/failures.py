@@ -94,7 +94,7 @@ def explain(error: BaseException, session: Session) -> int:
 def _usage(error: click.ClickException) -> str:
     """Click's message, as our others: lower case, no full stop, one line."""
     text = one_line(error.format_message()).rstrip(".")
-    text = text[:1].lower() + text[1:]
+    text = text[:1].lower() + text[1:].replace(". (Did", "; (did").replace(". Did", "; did")
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text += f" (see {error.ctx.command_path} --help)"
     return text

@@ -81,7 +81,7 @@ _SETTINGS = {"allow_extra_args": True}
     "--json", "as_json", is_flag=True, default=None, help="One JSON object a line on standard output."
 )
 @click.pass_context
-def command(ctx: click.Context, config: Path | None, **flags: Any) -> int:
+def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
     """Prune every model by every method at every target, then measure.
 
     Lists are separated by commas. Finished work is stored under --out and never done twice: the same command
@@ -97,14 +97,13 @@ def command(ctx: click.Context, config: Path | None, **flags: Any) -> int:
     settings = gather(flags, config, session.words)
     session.out = settings.out
     _check_evaluations(settings)
-    if not settings.dry_run:
-        _prepare(settings.out)
     plan = _plan(settings)
     if settings.dry_run:
         from bench.cli.dry_run import show
 
         show(plan)
         return 0 if plan.cells else 1
+    _prepare(settings.out)
     session.resumable = True
     return _execute(plan, session)
 
@@ -137,7 +136,7 @@ def _check_evaluations(settings: Settings) -> None:
 
 
 def _prepare(out: Path) -> None:
-    """Make the run's folder and see that it takes files, before any work. Raises MachineError or UserError."""
+    """Make the run's folder and see that it takes files. Raises MachineError or UserError."""
     from methods.errors import MachineError, UserError
 
     if out.exists() and not out.is_dir():
@@ -150,7 +149,8 @@ def _prepare(out: Path) -> None:
             os.fsync(probe.fileno())
     except OSError as error:
         why = (error.strerror or "cannot be written").lower()
-        raise MachineError(f"--out '{one_line(out)}' cannot be written: {why}; choose another") from None
+        name = one_line(out)
+        raise MachineError(f"--out '{name}' cannot be written: {why}; choose another") from None
 
 
 def _plan(settings: Settings) -> Plan:

@@ -49,7 +49,7 @@ class Cell:
     data_dir: str
     """Folder of texts, or an empty string."""
     heldout: CalibrationProtocol | None = None
-    """Calibration half whose held-out text the reconstruction errors are measured on; None for the dense model."""
+    """Calibration half whose held-out text the reconstruction errors are measured on; None when dense."""
 
     @property
     def name(self) -> str:
@@ -243,7 +243,6 @@ def _protocol(settings: Settings, model: str) -> Protocol:
 
     packaged = not registry.is_path(model) and registry.get(model).source == "packaged"
     default = "nano" if packaged else "lab"
-
     changes = {
         "calibration": settings.calibration,
         "samples": settings.samples,

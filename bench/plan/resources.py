@@ -19,7 +19,17 @@ from bench.plan.cells import Cell, Plan
 if TYPE_CHECKING:
     from methods.interface import ModelShape
 
-__all__ = ["Estimate", "Machine", "estimate", "fit", "machine", "measured_rate", "needs"]
+__all__ = [
+    "Estimate",
+    "Machine",
+    "estimate",
+    "existing",
+    "fit",
+    "free_memory",
+    "machine",
+    "measured_rate",
+    "needs",
+]
 
 _BASE = 600_000_000
 """Bytes of a process that has imported torch and transformers (resident, as measured on Linux x86-64)."""
@@ -35,7 +45,7 @@ _ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Needs of a cell; ``download_bytes`` is 0 for a model on disk, ``seconds`` None where no rate is known."""
+    """Needs of a cell; ``download_bytes`` is 0 for a model on disk, ``seconds`` None without a rate."""
 
     download_bytes: int
     disk_bytes: int
@@ -61,9 +71,9 @@ def machine(out: Path, device: str = "cpu") -> Machine:
     """Free memory (within the cgroup's limit), free disk of the run's folder and of the model cache."""
     from bench.models.cache import cache_root
 
-    run_at, cache_at = _existing(out), _existing(cache_root())
+    run_at, cache_at = existing(out), existing(cache_root())
     return Machine(
-        memory=_free_memory(device),
+        memory=free_memory(device),
         disk=shutil.disk_usage(run_at).free,
         cache=shutil.disk_usage(cache_at).free,
         one_disk=run_at.stat().st_dev == cache_at.stat().st_dev,
@@ -110,13 +120,14 @@ def fit(plan: Plan, there: Machine | None = None) -> Plan:
 def needs(
     need: Estimate, free: Machine, *, saved: int = 0, pending: int = 0, yes: bool = False, model: str = ""
 ) -> str | None:
-    """Why the machine cannot serve a cell, or None; ``saved``, ``pending``: bytes that cells before it take."""
+    """Why the machine cannot serve a cell, or None; ``saved``, ``pending``: bytes that earlier cells take."""
     if need.memory_bytes > free.memory:
         return f"needs about {_size(need.memory_bytes)} of memory, {_size(free.memory)} are free"
     if need.download_bytes > _FREE_DOWNLOAD and not yes:
         return f"downloads {_size(need.download_bytes)}; add --yes, or run: bench pull {model} --yes"
     if need.download_bytes + pending > free.cache:
-        return f"needs {_size(need.download_bytes)} of disk for the model, {_size(max(0, free.cache - pending))} are free"
+        left = max(0, free.cache - pending)
+        return f"needs {_size(need.download_bytes)} of disk for the model, {_size(left)} are free"
     disk = need.disk_bytes + saved + (need.download_bytes + pending if free.one_disk else 0)
     if disk > free.disk:
         return f"needs about {_size(disk)} of disk, {_size(free.disk)} are free"
@@ -240,7 +251,8 @@ def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
     return total
 
 
-def _free_memory(device: str) -> int:
+def free_memory(device: str) -> int:
+    """Bytes of free memory: of the host within its cgroup's limit, or of the GPU ``cuda:N``."""
     if device != "cpu":
         import torch
 
@@ -270,7 +282,8 @@ def _inactive_file() -> int | None:
         return None
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The nearest folder upwards that is there."""
     absolute = path.expanduser().absolute()
     return next(folder for folder in (absolute, *absolute.parents) if folder.exists())
 

@@ -1,0 +1,140 @@
+"""`bench list`: what can be named on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from bench.cli.output import bytes_text, print_json, print_table
+
+__all__ = ["command"]
+
+_TARGETS = (
+    ("50%", "--sparsity 0.5", "this share of every matrix's weights, anywhere"),
+    ("2:4", "--pattern 2:4", "of every 4 consecutive weights of a row 2 are kept; any N:M"),
+)
+
+
+def _models() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from bench.models.load import describe
+
+    return describe(), ("id", "family", "parameters", "source", "cached", "download_bytes", "gated", "label")
+
+
+def _methods() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from methods import registry
+
+    rows = []
+    for name in registry.names():
+        entry = registry.method(name)
+        rows.append(
+            {
+                "method": name,
+                "summary": entry.summary,
+                "calibrated": entry.calibrated,
+                "parameters": {key: value.default for key, value in entry.parameters.items()},
+                "paper": entry.paper,
+                "origin": entry.origin,
+            }
+        )
+    return rows, ("method", "summary", "calibrated", "parameters", "paper")
+
+
+def _allocations() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from methods import registry
+
+    rows = [{"allocation": name, "summary": summary} for name, summary in registry.allocations().items()]
+    return rows, ("allocation", "summary")
+
+
+def _parameters() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from methods import registry
+
+    rows = [
+        {
+            "parameter": f"{name}.{key}",
+            "type": value.type.__name__,
+            "default": value.default,
+            "choices": None if value.choices is None else list(value.choices),
+            "help": value.help,
+        }
+        for name in registry.names()
+        for key, value in registry.parameters_of(name).items()
+    ]
+    return rows, ("parameter", "type", "default", "help")
+
+
+def _protocols() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from bench.text.protocols import PROTOCOLS, standard
+
+    rows = []
+    for name in PROTOCOLS:
+        protocol = standard(name)
+        rows.append(
+            {
+                "protocol": name,
+                "calibration": protocol.calibration.id,
+                "evaluation": protocol.evaluation.id,
+                "length": protocol.evaluation.length,
+                "windows": protocol.evaluation.windows,
+            }
+        )
+    return rows, ("protocol", "calibration", "evaluation", "length", "windows")
+
+
+def _texts() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from bench.text.protocols import DATASETS
+
+    return [{"text": name} for name in DATASETS], ("text",)
+
+
+def _targets() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    rows = [{"target": target, "option": option, "meaning": meaning} for target, option, meaning in _TARGETS]
+    return rows, ("target", "option", "meaning")
+
+
+def _evaluations() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from bench.evaluate import available
+
+    return [{"evaluation": name} for name in available()], ("evaluation",)
+
+
+_KINDS: dict[str, Callable[[], tuple[list[dict[str, Any]], tuple[str, ...]]]] = {
+    "models": _models,
+    "methods": _methods,
+    "allocations": _allocations,
+    "parameters": _parameters,
+    "protocols": _protocols,
+    "texts": _texts,
+    "targets": _targets,
+    "evaluations": _evaluations,
+}
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(tuple(_KINDS)), required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on standard output.")
+def command(what: str | None, as_json: bool) -> None:
+    """Show what can be named: models, methods and so on; without a kind, models and methods."""
+    kinds = (what,) if what else ("models", "methods")
+    found = {kind: _KINDS[kind]() for kind in kinds}
+    if as_json:
+        print_json(found[what][0] if what else {kind: rows for kind, (rows, _) in found.items()})
+        return
+    for kind, (rows, columns) in found.items():
+        words = [[_word(column, row.get(column)) for column in columns] for row in rows]
+        print_table([column.removesuffix("_bytes") for column in columns], words, None if what else kind)
+
+
+def _word(column: str, value: object) -> str:
+    if column == "download_bytes":
+        return bytes_text(value if isinstance(value, int) else None)
+    if column == "parameters" and isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={str(inner).lower()}" for key, inner in value.items()) or "-"
+    if isinstance(value, bool):
+        return str(value).lower() if column == "default" else "yes" if value else "-"
+    return "-" if value in (None, "") else str(value)
