@@ -22,8 +22,8 @@ int32_t check(const prune_bench_obs_sweep_params* params) noexcept {
     return PRUNE_BENCH_NULL_POINTER;
   }
   if (p.columns == 0) return PRUNE_BENCH_OK;
-  const bool missing = p.weight == nullptr || p.factor == nullptr || p.values == nullptr || p.errors == nullptr ||
-                       p.removed == nullptr;
+  const bool missing =
+      p.weight == nullptr || p.factor == nullptr || p.values == nullptr || p.errors == nullptr || p.removed == nullptr;
   return missing ? PRUNE_BENCH_NULL_POINTER : PRUNE_BENCH_OK;
 }
 

@@ -1,8 +1,9 @@
 #include "pool.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cfenv>
-#include <unistd.h>
 
 namespace prune_bench {
 

@@ -29,8 +29,8 @@ class Pool {
   void work(int slot) noexcept;
   int grow(int workers) noexcept;
 
-  std::mutex turn_;  // one job at a time
-  std::mutex mutex_; // guards what follows
+  std::mutex turn_;   // one job at a time
+  std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
   std::condition_variable done_;
   std::vector<std::thread> workers_;

@@ -77,8 +77,7 @@ static void load_weights(const prune_bench_obs_sweep_params& p, int64_t first_ro
   }
   for (int64_t c = fast; c < p.columns; ++c) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      tile[c * kLanes + lane] =
-          lane < lanes ? source[lane * p.weight_row_stride + c * p.weight_column_stride] : 0.0f;
+      tile[c * kLanes + lane] = lane < lanes ? source[lane * p.weight_row_stride + c * p.weight_column_stride] : 0.0f;
     }
   }
 }
@@ -156,7 +155,8 @@ static void catch_up(const Panel& panel, const float* errors, int64_t from, int6
   if (from < to) catch_up_narrow<kWidth>(panel, errors, from, to, tile);
 }
 
-// Flags the `group - keep` columns of smallest score from `begin` on: those that fewer than `group - keep` others precede.
+// Flags the `group - keep` columns of smallest score from `begin` on: those that fewer than `group - keep` others
+// precede.
 static void select(const SweepJob& job, int64_t begin, const float* tile, float* scores, int32_t* flags) {
   const int64_t group = job.params->group;
   const int32_t remove = static_cast<int32_t>(group - job.params->keep);

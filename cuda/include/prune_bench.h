@@ -1,7 +1,7 @@
 /* The C interface of both native libraries: plain structs, integer status codes, and nothing ever throws across it.
  *
- * libprune_bench_cpu exports the functions marked CPU, libprune_bench_cuda those marked CUDA; a caller loads either with
- * dlopen (Python: ctypes). Strides count elements, not bytes. */
+ * libprune_bench_cpu exports the functions marked CPU, libprune_bench_cuda those marked CUDA; a caller loads either
+ * with dlopen (Python: ctypes). Strides count elements, not bytes. */
 #ifndef PRUNE_BENCH_H
 #define PRUNE_BENCH_H
 
@@ -60,38 +60,38 @@ typedef struct prune_bench_obs_sweep_params {
   int32_t levels;  /* 0: no grid; else 2..65536 */
   int64_t rows;
   int64_t columns;
-  const float *weight; /* [rows, columns] */
+  const float* weight; /* [rows, columns] */
   int64_t weight_row_stride;
   int64_t weight_column_stride;
-  const float *factor; /* [columns, columns], upper triangle read */
+  const float* factor; /* [columns, columns], upper triangle read */
   int64_t factor_row_stride;
   int64_t factor_column_stride;
-  const uint8_t *mask; /* [rows, columns], non-zero: remove; or NULL */
+  const uint8_t* mask; /* [rows, columns], non-zero: remove; or NULL */
   int64_t mask_row_stride;
   int64_t mask_column_stride;
-  const float *scale; /* [rows], with levels */
-  const float *zero;  /* [rows], with levels */
-  float *values;      /* out: [rows, columns], contiguous, as all outputs */
-  float *errors;      /* out: [rows, columns] */
-  uint8_t *removed;   /* out: [rows, columns], 0 or 1 */
-  float *loss;        /* out: [rows], half the sum of e_j^2 */
+  const float* scale; /* [rows], with levels */
+  const float* zero;  /* [rows], with levels */
+  float* values;      /* out: [rows, columns], contiguous, as all outputs */
+  float* errors;      /* out: [rows, columns] */
+  uint8_t* removed;   /* out: [rows, columns], 0 or 1 */
+  float* loss;        /* out: [rows], half the sum of e_j^2 */
 } prune_bench_obs_sweep_params;
 
 /* CPU. Returns a prune_bench_status; outputs are undefined unless it is PRUNE_BENCH_OK. */
-PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_obs_sweep(const prune_bench_obs_sweep_params *params);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_obs_sweep(const prune_bench_obs_sweep_params* params);
 
 /* CPU. Whether this processor runs an instruction set (1 or 0), and the name of the one that BEST means here. */
 PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_has_isa(int32_t isa);
-PRUNE_BENCH_EXPORT const char *prune_bench_cpu_isa(void);
+PRUNE_BENCH_EXPORT const char* prune_bench_cpu_isa(void);
 
 /* CUDA. Pointers are device pointers, `stream` a cudaStream_t of the current device; returns once launched.
  * At most 128 columns. */
-PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_obs_sweep(const prune_bench_obs_sweep_params *params, void *stream);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_obs_sweep(const prune_bench_obs_sweep_params* params, void* stream);
 
 /* Both. The project's version, the ABI number, and one line in English for a status. */
-PRUNE_BENCH_EXPORT const char *prune_bench_version(void);
+PRUNE_BENCH_EXPORT const char* prune_bench_version(void);
 PRUNE_BENCH_EXPORT int32_t prune_bench_abi(void);
-PRUNE_BENCH_EXPORT const char *prune_bench_message(int32_t status);
+PRUNE_BENCH_EXPORT const char* prune_bench_message(int32_t status);
 
 #ifdef __cplusplus
 }
