@@ -103,7 +103,8 @@ def tiny(
 
     config = AutoConfig.for_model(family, **{**CONFIGS[family], **overrides})
     generator = torch.Generator().manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    # Not `.to(dtype)`: that would round the rotary frequencies, which loading a checkpoint does not.
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim > 1:
@@ -112,7 +113,6 @@ def tiny(
             parameter.copy_(1 + 0.2 * noise)
         else:
             parameter.copy_(0.2 * noise)
-    model = model.to(dtype)
     state = {name: value.detach() for name, value in model.state_dict().items()}
     return model, MemorySource(model.config.to_dict(), state, dtype)
 

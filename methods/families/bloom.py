@@ -164,7 +164,7 @@ class Bloom:
     ) -> Arguments:
         """ALiBi with the causal mask [1, heads, length, length]; one per window only where there is padding.
 
-        A key's bias is slope · its position among real tokens, rounded to ``like``'s dtype as in transformers.
+        A key's bias is slope · its position among real tokens, rounded to ``like``'s dtype.
         """
         real = base.padding(mask, batch, length, like.device)
         if real is None:
