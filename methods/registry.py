@@ -19,7 +19,7 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     from methods.interface import Pruner
 
-__all__ = ["ENTRY_POINTS", "Method", "Parameter", "Spelling", "allocations", "get", "method", "names", "parameters_of"]
+__all__ = ["ENTRY_POINTS", "Method", "Parameter", "Spelling", "allocation_module", "allocations", "get", "method", "names", "parameters_of", "spelling"]
 
 ENTRY_POINTS = "prune_bench.methods"
 """Entry-point group in which a package names its methods; each entry point is a ``Method``."""
@@ -129,6 +129,11 @@ def names() -> tuple[str, ...]:
 def allocations() -> dict[str, str]:
     """Allocations by name, with a line on each."""
     return {name: summary for name, (_, summary) in _ALLOCATIONS.items()}
+
+
+def allocation_module(name: str) -> str:
+    """The module that an allocation lives in."""
+    return _ALLOCATIONS[name][0].partition(":")[0]
 
 
 def method(rule: str) -> Method:

@@ -1,0 +1,200 @@
+"""One cell: what is missing is computed, and every finished phase becomes a record at once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.evaluate.perplexity import DenseStates
+from bench.measure.machine import commit, environment, versions
+from bench.plan.cells import Cell
+from bench.results.records import Record, now
+from bench.results.segments import Store
+from bench.results.values import save_values
+from bench.run import phases
+from bench.run.live import LiveObserver
+from bench.run.subject import Keys, Subject, Subjects, keys_without_model
+from methods.checkpoints.dense import save_dense
+from methods.stream.sink import BlockFolder
+
+__all__ = ["CellRunner", "Ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a cell ended: ``done`` or ``cached``, and one line on it."""
+
+    status: str
+    summary: str
+
+
+class CellRunner:
+    """Runs cells of one plan into one store."""
+
+    def __init__(self, out: Path, store: Store, observer: LiveObserver, command: tuple[str, ...]) -> None:
+        self.out = out
+        self.store = store
+        self.observer = observer
+        self.command = command
+        self.subjects = Subjects()
+        self.done = store.done()
+
+    def run(self, cell: Cell, *, force: bool, save: bool) -> Ended:
+        """Run what is missing of a cell. Raises PruneBenchError."""
+        machine = environment(cell.device, cell.threads)
+        subject = self.subjects.get(cell.model)
+        keys = subject.keys(cell, machine)
+        folder = self.out / "checkpoints" / _folder_name(cell, keys)
+        wanted = [phase for phase in ("prune", *cell.evaluations) if force or self._key(cell, keys, phase) not in self.done]
+        unsaved = save and not cell.dense and (force or not folder.exists())
+        if not wanted and not unsaved:
+            return Ended("cached", self._summary(keys))
+        overlay = self._prune(cell, subject, keys, machine, wanted=wanted)
+        if unsaved:
+            self.observer.phase("save", 1)
+            save_dense(phases.source_of(cell, subject, overlay), folder)
+            self.observer.step(1, str(folder))
+        for evaluation in wanted:
+            if evaluation == "perplexity":
+                states = DenseStates(self._dense_states(subject, cell, keys))
+                with self._recording(cell, subject, keys, machine, evaluation) as result:
+                    run = phases.run_of(cell, self._work(keys), keys.environment, self.observer)
+                    result.append(phases.perplexity(cell, subject, run, overlay, states))
+        shutil.rmtree(self._work(keys), ignore_errors=True)
+        return Ended("done", self._summary(keys))
+
+    def ended_badly(self, cell: Cell, status: str, reason: str) -> None:
+        """Record a refusal or a failure of a cell, unless that very record is already there."""
+        machine = environment(cell.device, cell.threads)
+        keys = keys_without_model(cell, machine)
+        known = (keys.cell, status, reason)
+        if known in {(record.cell, record.status, record.reason) for record in self.store.records()}:
+            return
+        moment = now()
+        self.store.append(
+            Record(
+                **self._identity(cell, keys, "prune"),
+                status=status,  # type: ignore[arg-type]
+                reason=reason,
+                provenance=self._provenance(None, machine),
+                started=moment,
+                finished=moment,
+            )
+        )
+
+    def clear_dense_states(self) -> None:
+        """Drop what only a running grid needs."""
+        shutil.rmtree(self.out / "work" / "dense", ignore_errors=True)
+
+    def _prune(
+        self, cell: Cell, subject: Subject, keys: Keys, machine: dict[str, Any], *, wanted: list[str]
+    ) -> Path | None:
+        """Folder of the cell's pruned blocks (None for the dense model), with a record where one is missing."""
+        if cell.dense:
+            if "prune" in wanted:
+                with self._recording(cell, subject, keys, machine, "prune") as result:
+                    result.append(phases.dense_figures(cell, subject))
+            return None
+        work = self._work(keys)
+        blocks = BlockFolder(work / "blocks")
+        run = phases.run_of(cell, work, f"{keys.cell}/{keys.environment}", self.observer)
+        if "prune" in wanted:
+            with self._recording(cell, subject, keys, machine, "prune") as result:
+                result.append(phases.prune(cell, subject, run, blocks))
+        else:
+            phases.prune(cell, subject, run, blocks)  # its record stands; only the weights are needed again
+        return blocks.folder
+
+    @contextmanager
+    def _recording(
+        self, cell: Cell, subject: Subject, keys: Keys, machine: dict[str, Any], phase: str
+    ) -> Iterator[list[phases.Figures]]:
+        started, began = now(), time.perf_counter()
+        self.observer.warnings = []
+        result: list[phases.Figures] = []
+        yield result
+        figures = result[0]
+        values = save_values(self.out, figures.arrays) if figures.arrays else ""
+        record = Record(
+            **self._identity(cell, keys, phase),
+            status="done",
+            metrics=figures.metrics,
+            matrices=figures.matrices,
+            seconds={**figures.seconds, "wall": time.perf_counter() - began},
+            provenance={**self._provenance(subject, machine), **figures.provenance},
+            warnings=(*self.observer.warnings, *figures.warnings),
+            values=values,
+            started=started,
+            finished=now(),
+        )
+        self.store.append(record)
+        self.done.add(record.key)
+
+    def _identity(self, cell: Cell, keys: Keys, phase: str) -> dict[str, Any]:
+        evaluating = phase != "prune"
+        return {
+            "phase": phase,
+            "cell": keys.cell,
+            "subject": keys.subjects[phase],
+            "environment": keys.environment,
+            "sources": keys.phases[phase],
+            "model": cell.model,
+            "method": cell.method,
+            "target": cell.target,
+            "seed": cell.seed,
+            "dtype": cell.dtype,
+            "calibration": cell.calibration.id if cell.calibration else "",
+            "protocol": cell.evaluation.id if evaluating else "",
+            "parameters": {**dict(cell.parameters), "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
+            if not cell.dense
+            else {},
+        }
+
+    def _provenance(self, subject: Subject | None, machine: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "environment": machine,
+            "versions": versions(),
+            "commit": commit(),
+            "command": list(self.command),
+        }
+        if subject is not None:
+            checkpoint = subject.checkpoint
+            found["model"] = {
+                "id": checkpoint.id,
+                "source": checkpoint.source,
+                "revision": checkpoint.revision,
+                "files": checkpoint.files,
+            }
+            if checkpoint.label:
+                found["label"] = checkpoint.label
+        return found
+
+    def _key(self, cell: Cell, keys: Keys, phase: str) -> tuple[str, str, str, str]:
+        return (keys.cell, phase, cell.evaluation.id if phase != "prune" else "", keys.phases[phase])
+
+    def _work(self, keys: Keys) -> Path:
+        return self.out / "work" / keys.cell
+
+    def _dense_states(self, subject: Subject, cell: Cell, keys: Keys) -> Path:
+        name = f"{subject.checkpoint.revision.replace(':', '-')}-{cell.dtype}-{keys.phases['perplexity']}"
+        return self.out / "work" / "dense" / f"{name}.safetensors"
+
+    def _summary(self, keys: Keys) -> str:
+        found = [record for record in self.store.records() if record.cell == keys.cell]
+        shown = []
+        for record in found:
+            for name, spelled in (("perplexity", "perplexity {:.4g}"), ("sparsity", "sparsity {:.4g}")):
+                value = record.metric(name)
+                if value is not None:
+                    shown.append(spelled.format(value))
+        return ", ".join(sorted(shown))
+
+
+def _folder_name(cell: Cell, keys: Keys) -> str:
+    parts = [cell.model.removeprefix("path:").strip("/").replace("/", "-"), cell.method, cell.target, keys.cell[:8]]
+    return "_".join(parts).replace(":", "of").replace("%", "pct")

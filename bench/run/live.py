@@ -1,0 +1,142 @@
+"""The run's folder while it is in use: one holder, and a state file that `bench status` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bench.plan.cells import Cell
+from bench.plan.observer import GridObserver
+from bench.results.records import now
+from methods.errors import MachineError, UserError
+from methods.stream.sink import write_json
+
+__all__ = ["LiveObserver", "held"]
+
+_PERIOD = 0.5
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold a run's folder. Raises UserError naming the holder where another run has it, MachineError if unusable."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / "run.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"--out {out} is in use by {_holder(out)}; wait for it, stop it, or choose another --out") from None
+    except OSError as error:
+        raise MachineError(f"--out {out}: cannot be used ({error.strerror or error}); choose another folder") from None
+    try:
+        write_json(out / "run.holder.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+        yield
+    finally:
+        with suppress(OSError):
+            (out / "run.holder.json").unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(out: Path) -> str:
+    try:
+        holder = json.loads((out / "run.holder.json").read_text(encoding="utf-8"))
+        return f"process {int(holder['pid'])} on {str(holder['host'])[:80]} since {str(holder['since'])[:19]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another run"
+
+
+class LiveObserver:
+    """Passes progress on and keeps ``OUT/run.json`` up to date, twice a second at most."""
+
+    def __init__(self, out: Path, inner: GridObserver, command: Sequence[str]) -> None:
+        self.out = out
+        self.inner = inner
+        self.warnings: list[str] = []
+        self._written = 0.0
+        self._state: dict[str, Any] = {
+            "state": "running",
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": now(),
+            "command": list(command),
+            "cells": [],
+        }
+        self._current: dict[str, Any] = {}
+
+    def plan(self, cells: Sequence[Cell]) -> None:
+        """All cells, before the first begins."""
+        self._state["cells"] = [
+            {
+                "model": cell.model,
+                "method": cell.method,
+                "target": cell.target,
+                "seed": cell.seed,
+                "state": "waiting",
+                "phase": "",
+                "done": 0,
+                "total": 0,
+            }
+            for cell in cells
+        ]
+        self._write()
+        self.inner.plan(cells)
+
+    def cell(self, index: int, cell: Cell) -> None:
+        """Cell ``index`` begins."""
+        self.warnings = []
+        self._current = self._state["cells"][index]
+        self._current["state"] = "running"
+        self._write()
+        self.inner.cell(index, cell)
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase begins."""
+        self._current.update(phase=name, done=0, total=total)
+        self._write()
+        self.inner.phase(name, total)
+
+    def step(self, done: int, note: str = "") -> None:
+        """Steps of the phase are done."""
+        self._current["done"] = done
+        if time.monotonic() - self._written > _PERIOD:
+            self._write()
+        self.inner.step(done, note)
+
+    def warning(self, text: str) -> None:
+        """Kept for the record, too."""
+        self.warnings.append(text)
+        self.inner.warning(text)
+
+    def cached(self, index: int, cell: Cell) -> None:
+        """Nothing left to do for cell ``index``."""
+        self._state["cells"][index]["state"] = "cached"
+        self._write()
+        self.inner.cached(index, cell)
+
+    def done(self, index: int, cell: Cell, status: str, summary: str) -> None:
+        """Cell ``index`` ended."""
+        self._state["cells"][index]["state"] = status
+        self._write()
+        self.inner.done(index, cell, status, summary)
+
+    def close(self) -> None:
+        """Leave the display."""
+        self.inner.close()
+
+    def finish(self, state: str) -> None:
+        """Write the last state: ``finished`` or ``interrupted``."""
+        self._state["state"] = state
+        with suppress(MachineError):  # a full disk must not hide what ended the run
+            self._write()
+
+    def _write(self) -> None:
+        self._state["updated"] = now()
+        write_json(self.out / "run.json", self._state)
+        self._written = time.monotonic()

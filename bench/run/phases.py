@@ -1,0 +1,196 @@
+"""The phases of a cell: prune, evaluate; each returns figures, none writes records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bench.evaluate.perplexity import DenseStates, score
+from bench.measure.memory import PeakMemory
+from bench.results.records import MatrixFigures, Metric
+from methods import registry
+from methods.families import sizes
+from methods.interface import Calibration, MatrixReport, Observer, PruneReport, Run, matrix_sizes
+from methods.stream.sink import BlockFolder
+from methods.stream.source import CheckpointSource
+from methods.target import Target
+
+if TYPE_CHECKING:
+    from bench.plan.cells import Cell
+    from bench.run.subject import Subject
+
+__all__ = ["Figures", "dense_figures", "perplexity", "prune", "run_of", "source_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a phase measured, ready for a record."""
+
+    metrics: tuple[Metric, ...]
+    matrices: tuple[MatrixFigures, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def run_of(cell: Cell, work: Path, identity: str, observer: Observer) -> Run:
+    """How the cell's pruner runs."""
+    return Run(
+        seed=cell.seed or 0,
+        schedule=cell.schedule,
+        hessian_dtype=getattr(torch, cell.hessian_dtype),
+        hidden_budget=cell.hidden_budget,
+        work=work,
+        identity=identity,
+        observer=observer,
+    )
+
+
+def source_of(cell: Cell, subject: Subject, overlay: Path | None = None) -> CheckpointSource:
+    """The model's blocks, pruned ones of ``overlay`` in place of the dense."""
+    return CheckpointSource(
+        subject.checkpoint.path, dtype=getattr(torch, cell.dtype), device=cell.device, overlay=overlay
+    )
+
+
+def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figures:
+    """Prune the model into ``blocks``; goes on where a killed prune of the same identity stopped."""
+    drawn = (
+        subject.calibration(cell.calibration, cell.seed or 0, cell.data_dir) if cell.calibration is not None else None
+    )
+    assert cell.heldout is not None  # every pruning cell names its held-out text
+    heldout = subject.heldout(cell.heldout, cell.data_dir)
+    kept = torch.from_numpy(heldout.tokens)
+    calibration = Calibration(
+        torch.from_numpy(drawn.tokens) if drawn is not None else kept[:0],
+        # one walk holds both, so held-out windows are cut to the length of the drawn ones
+        kept[:, : drawn.tokens.shape[1]] if drawn is not None else kept,
+    )
+    pruner = registry.get(cell.method, dict(cell.parameters))
+    source = source_of(cell, subject)
+    with PeakMemory(cell.device) as memory:
+        report = pruner.prune(source, calibration, Target.parse(cell.target), blocks, run)
+    pruned = source_of(cell, subject, blocks.folder)
+    provenance: dict[str, Any] = {"heldout": heldout.provenance, "resumed_blocks": report.resumed_blocks}
+    if drawn is not None:
+        provenance["calibration"] = drawn.provenance
+    metrics = [*_size_metrics(pruned, report.matrices), *_cost_metrics(report, memory)]
+    return Figures(
+        metrics=tuple(metrics),
+        matrices=tuple(_figures(matrix) for matrix in report.matrices),
+        seconds=dict(report.seconds),
+        warnings=(*report.warnings, *_layer_warnings(report.matrices)),
+        provenance=provenance,
+    )
+
+
+def dense_figures(cell: Cell, subject: Subject) -> Figures:
+    """Sizes of the unpruned model."""
+    return Figures(metrics=tuple(_size_metrics(source_of(cell, subject), ())))
+
+
+def perplexity(cell: Cell, subject: Subject, run: Run, overlay: Path | None, states: DenseStates) -> Figures:
+    """Perplexity on the cell's evaluation windows; against the dense model where this is a pruned one."""
+    windows = subject.evaluation(cell.evaluation, cell.data_dir)
+    tokens = torch.from_numpy(windows.tokens)
+    dense = None
+    if overlay is not None:
+        dense = source_of(cell, subject)
+        if not states.exists():
+            score(dense, tokens, run, dense_states=states)
+    with PeakMemory(cell.device) as memory:
+        scores = score(source_of(cell, subject, overlay), tokens, run, dense=dense, dense_states=states)
+    metrics = [
+        Metric(name="perplexity", unit="1", value=scores.perplexity),
+        Metric(name="nll", unit="nat/token", value=scores.nll),
+    ]
+    arrays = {"nll": scores.loss}
+    if scores.divergence is not None and scores.flips is not None:
+        metrics += [
+            Metric(name="kl_to_dense", unit="nat/token", value=float(scores.divergence.mean())),
+            Metric(name="top1_flip_rate", unit="1", value=float(scores.flips.mean())),
+        ]
+        arrays |= {"kl_to_dense": scores.divergence, "top1_flip_rate": scores.flips}
+    metrics += [
+        Metric(name="tokens", unit="1", value=scores.predicted),
+        Metric(name="tokens_per_second", unit="token/s", value=scores.tokens / scores.seconds),
+        Metric(name="eval_time", unit="s", value=scores.seconds),
+        Metric(name="peak_memory", unit="byte", value=memory.peak),
+    ]
+    return Figures(
+        metrics=tuple(metrics),
+        seconds={"perplexity": scores.seconds},
+        arrays=arrays,
+        warnings=_loss_warnings(scores.nll, subject.checkpoint.shape.vocabulary),
+        provenance={"evaluation": windows.provenance},
+    )
+
+
+def _size_metrics(source: CheckpointSource, matrices: Sequence[MatrixReport]) -> list[Metric]:
+    """Counted on the weights as they lie on disk, not inferred from the target."""
+    prunable = matrix_sizes(source.family.matrices(source.shape), source.shape.blocks)
+    removed = sum(matrix.removed for matrix in matrices)
+    parameters = nonzero = stored = 0
+    for index in range(source.shape.blocks):
+        for tensor in source.raw_block(index).values():
+            parameters += tensor.numel()
+            nonzero += int(torch.count_nonzero(tensor))
+            stored += tensor.nbytes
+    for name in source.family.outer_tensors(source.shape):
+        tensor = source.raw_outer(name)
+        parameters += tensor.numel()
+        nonzero += int(torch.count_nonzero(tensor))
+        stored += tensor.nbytes
+    return [
+        Metric(name="weights_prunable", unit="1", value=prunable),
+        Metric(name="weights_removed", unit="1", value=removed),
+        Metric(name="sparsity", unit="1", value=removed / prunable),
+        Metric(name="parameters", unit="1", value=parameters),
+        Metric(name="parameters_nonzero", unit="1", value=nonzero),
+        Metric(name="bytes", unit="byte", value=stored),
+        Metric(
+            name="flops_per_token",
+            unit="FLOP/token",
+            value=sizes.flops_per_token(source.shape, source.shape.positions),
+        ),
+    ]
+
+
+def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:
+    metrics = [
+        Metric(name="prune_time", unit="s", value=sum(report.seconds.values())),
+        Metric(name="peak_memory", unit="byte", value=memory.peak),
+    ]
+    for name in ("calibration_error", "heldout_error"):
+        known = [(m.rows * m.columns, getattr(m, name)) for m in report.matrices if getattr(m, name) is not None]
+        if known:
+            mean = sum(size * error for size, error in known) / sum(size for size, _ in known)
+            metrics.append(Metric(name=name, unit="1", value=mean))
+    return metrics
+
+
+def _figures(matrix: MatrixReport) -> MatrixFigures:
+    return MatrixFigures(**{name: getattr(matrix, name) for name in MatrixReport.__slots__})
+
+
+def _layer_warnings(matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
+    """Matrices whose output is worse than no output at all (relative error above 1), the worst first."""
+    bad = [m for m in matrices if m.heldout_error is not None and not m.heldout_error <= 1]
+    bad.sort(key=lambda m: -(m.heldout_error if m.heldout_error == m.heldout_error else math.inf))
+    return tuple(f"block {m.block} {m.name}: held-out output error {m.heldout_error:.3g} of its energy" for m in bad[:5])
+
+
+def _loss_warnings(loss: float, vocabulary: int) -> tuple[str, ...]:
+    """A model worse than guessing every token with equal chance is broken, whatever its perplexity prints."""
+    if math.isnan(loss):
+        return ("the loss is NaN: the model's outputs are not finite",)
+    if loss > math.log(vocabulary):
+        return (f"loss {loss:.2f} nat/token is above that of uniform guessing ({math.log(vocabulary):.2f})",)
+    return ()

@@ -1,0 +1,64 @@
+"""Digests of the code that can change a phase's figures: what a rerun compares."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+from methods import registry
+
+__all__ = ["evaluation_sources", "prune_sources"]
+
+_SHARED = (
+    "methods.interface",
+    "methods.target",
+    "methods.families",
+    "methods.stream",
+    "methods.moments",
+    "methods.layerwise.pruner",
+    "methods.layerwise.rule",
+    "methods.layerwise.select",
+)
+_PERPLEXITY = ("bench.evaluate.perplexity", "methods.families", "methods.stream.source", "methods.interface")
+
+
+def prune_sources(method: str) -> str:
+    """Digest of all code a method's pruned weights depend on, native library and torch included."""
+    parsed = registry.spelling(method)
+    entry = registry.method(parsed.rule)
+    allocation = registry.allocation_module(parsed.allocation)
+    return _digest((*_SHARED, entry.factory.partition(":")[0], allocation, *entry.sources))
+
+
+def evaluation_sources(evaluation: str) -> str:
+    """Digest of all code an evaluation's figures depend on, torch included."""
+    return _digest({"perplexity": _PERPLEXITY, "size": ("methods.families.sizes",)}[evaluation])
+
+
+@functools.cache
+def _digest(modules: tuple[str, ...]) -> str:
+    import torch
+
+    from methods.kernels.operators import native_status
+
+    found = hashlib.sha256(torch.__version__.encode())
+    for name in sorted(set(modules)):
+        for path in _files(name):
+            found.update(f"{name}/{path.name}\0".encode())
+            found.update(path.read_bytes())
+    if "methods.kernels" in modules:
+        for library in native_status():
+            if library.loaded:
+                found.update(Path(library.path).read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _files(module: str) -> Iterable[Path]:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ()
+    origin = Path(spec.origin)
+    return sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else (origin,)

@@ -1,0 +1,146 @@
+"""What a cell works on, loaded once per model: checkpoint, tokenizer, windows; and the keys of its records."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.models.load import Checkpoint, resolve, tokenizer
+from bench.results.keys import cell_key, environment_key, subject_key
+from bench.run.sources import evaluation_sources, prune_sources
+from bench.text import sources as texts
+from methods.errors import PruneBenchError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from bench.plan.cells import Cell
+    from bench.text.protocols import CalibrationProtocol, EvaluationProtocol
+
+__all__ = ["Keys", "Subject", "Subjects", "keys_without_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Digests of one cell: see ``bench.results.keys``. ``phases`` maps a phase to its digest of sources."""
+
+    cell: str
+    environment: str
+    subjects: dict[str, str]
+    phases: dict[str, str]
+
+
+class Subject:
+    """A model on disk with its tokenizer and windows; what is asked for twice is made once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._windows: dict[tuple[Any, ...], texts.Windows] = {}
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer."""
+        return tokenizer(self.checkpoint)
+
+    @functools.cached_property
+    def context(self) -> int:
+        """Longest context the model was made for, in tokens."""
+        return self.checkpoint.shape.positions
+
+    def calibration(self, protocol: CalibrationProtocol, seed: int, data_dir: str) -> texts.Windows:
+        """Calibration windows of a seed. Raises DataUnavailable."""
+        make = functools.partial(texts.calibration_windows, protocol, self.tokenizer, seed=seed)
+        return self._once(("calibration", protocol, seed, data_dir), make)
+
+    def heldout(self, protocol: CalibrationProtocol, data_dir: str) -> texts.Windows:
+        """Held-out windows, the same for every method and seed. Raises DataUnavailable."""
+        make = functools.partial(texts.heldout_windows, protocol, self.tokenizer)
+        return self._once(("heldout", protocol, data_dir), make)
+
+    def evaluation(self, protocol: EvaluationProtocol, data_dir: str) -> texts.Windows:
+        """Evaluation windows. Raises DataUnavailable."""
+        make = functools.partial(texts.evaluation_windows, protocol, self.tokenizer)
+        return self._once(("evaluation", protocol, data_dir), make)
+
+    def _once(self, key: tuple[Any, ...], make: Callable[..., texts.Windows]) -> texts.Windows:
+        if key not in self._windows:
+            folder = Path(key[-1]) if key[-1] else None
+            self._windows[key] = make(context=self.context, data_dir=folder)
+        return self._windows[key]
+
+    def keys(self, cell: Cell, environment: dict[str, Any]) -> Keys:
+        """Digests of a cell on this model; makes its windows, since other text is another cell."""
+        evaluated = self.evaluation(cell.evaluation, cell.data_dir)
+        drawn: dict[str, str] = {"code": evaluation_sources("size") if cell.dense else prune_sources(cell.method)}
+        if cell.calibration is not None and cell.seed is not None:
+            drawn["calibration"] = _hash(self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens)
+        if cell.heldout is not None:
+            drawn["heldout"] = _hash(self.heldout(cell.heldout, cell.data_dir).tokens)
+        revision = self.checkpoint.revision
+        subjects = {"prune": _subject(cell, revision, "")}
+        phases = {"prune": drawn["code"]}
+        for evaluation in cell.evaluations:
+            subjects[evaluation] = _subject(cell, revision, cell.evaluation.id)
+            phases[evaluation] = evaluation_sources(evaluation) + _hash(evaluated.tokens)
+        return Keys(cell_key(subjects["prune"], drawn), environment_key(environment), subjects, phases)
+
+
+class Subjects:
+    """Subjects by model id; a model that cannot be had fails once, not once per cell."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Subject | PruneBenchError] = {}
+
+    def get(self, model: str) -> Subject:
+        """The model's subject. Raises the same PruneBenchError every time where there is none."""
+        if model not in self._made:
+            try:
+                self._made[model] = Subject(resolve(model))
+            except PruneBenchError as error:
+                self._made[model] = error
+        found = self._made[model]
+        if isinstance(found, PruneBenchError):
+            raise found
+        return found
+
+    def keep_only(self, model: str) -> None:
+        """Forget the windows of other models."""
+        self._made = {
+            name: found for name, found in self._made.items() if name == model or isinstance(found, PruneBenchError)
+        }
+
+
+def keys_without_model(cell: Cell, environment: dict[str, Any]) -> Keys:
+    """Digests for a cell that is refused or fails before its model is loaded."""
+    subject = _subject(cell, "", "")
+    return Keys(
+        cell_key(subject, "unpulled"), environment_key(environment), {"prune": subject}, {"prune": "unpulled"}
+    )
+
+
+def _subject(cell: Cell, revision: str, evaluation: str) -> str:
+    return subject_key(
+        model=cell.model,
+        revision=revision,
+        method=cell.method,
+        parameters=dict(cell.parameters),
+        target=cell.target,
+        seed=cell.seed,
+        dtype=cell.dtype,
+        calibration=cell.calibration.id if cell.calibration else "",
+        evaluation=evaluation,
+        schedule=cell.schedule,
+        hessian_dtype=cell.hessian_dtype,
+    )
+
+
+def _hash(tokens: NDArray[np.int64]) -> str:
+    shape = ",".join(map(str, tokens.shape)).encode()
+    return hashlib.sha256(shape + np.ascontiguousarray(tokens).tobytes()).hexdigest()[:16]

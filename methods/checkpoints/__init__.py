@@ -1,0 +1,1 @@
+"""Forms in which a pruned model is handed on."""

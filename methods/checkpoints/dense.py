@@ -1,0 +1,99 @@
+"""Dense-with-zeros: a plain Hugging Face folder that ``from_pretrained`` loads anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from methods.errors import MachineError
+from methods.stream.sink import write_json, write_tensors
+from methods.stream.source import CheckpointSource
+
+__all__ = ["COPIED", "save_dense"]
+
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "LICENSE",
+)
+"""Small files that go with the weights; anything else in the model's folder stays behind."""
+
+
+def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 << 30) -> list[Path]:
+    """Write the model of ``source`` (overlay included) to ``folder`` in shards of about ``shard_bytes``.
+
+    Every tensor keeps the dtype it is stored in. The folder appears whole or not at all. Raises MachineError.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in COPIED:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, partial / name)
+        if source.overlay is not None and (source.overlay / "config.json").exists():
+            (partial / "config.json").write_text(json.dumps(dict(source.config), indent=2), encoding="utf-8")
+        places, total = _write_shards(source, partial, shard_bytes)
+        names = sorted(set(places.values()))
+        final = {
+            name: f"model-{number + 1:05d}-of-{len(names):05d}.safetensors" if len(names) > 1 else "model.safetensors"
+            for number, name in enumerate(names)
+        }
+        for name in names:
+            (partial / name).replace(partial / final[name])
+        if len(names) > 1:
+            write_json(
+                partial / "model.safetensors.index.json",
+                {"metadata": {"total_size": total}, "weight_map": {key: final[place] for key, place in places.items()}},
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise MachineError(
+            f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another --out"
+        ) from error
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _write_shards(source: CheckpointSource, folder: Path, shard_bytes: int) -> tuple[dict[str, str], int]:
+    places: dict[str, str] = {}
+    shard: dict[str, Tensor] = {}
+    held = total = number = 0
+    for name, tensor in _tensors(source):
+        if shard and held + tensor.nbytes > shard_bytes:
+            number, held = _flush(folder, shard, number, places), 0
+        shard[name] = tensor
+        held += tensor.nbytes
+        total += tensor.nbytes
+    _flush(folder, shard, number, places)
+    return places, total
+
+
+def _flush(folder: Path, shard: dict[str, Tensor], number: int, places: dict[str, str]) -> int:
+    name = f"shard-{number:05d}.safetensors"
+    write_tensors(folder / name, shard, {"format": "pt"})
+    places.update(dict.fromkeys(shard, name))
+    shard.clear()
+    return number + 1
+
+
+def _tensors(source: CheckpointSource) -> Iterator[tuple[str, Tensor]]:
+    for name in source.family.outer_tensors(source.shape):
+        yield name, source.raw_outer(name)
+    for index in range(source.shape.blocks):
+        prefix = source.family.block_prefix(index)
+        for name, tensor in source.raw_block(index).items():
+            yield prefix + name, tensor
