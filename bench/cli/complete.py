@@ -40,15 +40,15 @@ def _methods() -> Iterable[str]:
 
 
 def _protocols() -> Iterable[str]:
-    from bench.text.protocols import NAMES
+    from bench.text.protocols import PROTOCOLS
 
-    return NAMES
+    return PROTOCOLS
 
 
 def _texts() -> Iterable[str]:
-    from bench.text.protocols import TEXTS
+    from bench.text.protocols import DATASETS
 
-    return TEXTS
+    return DATASETS
 
 
 def _evaluations() -> Iterable[str]:

@@ -11,9 +11,9 @@ from bench.plan.resources import Estimate, estimate, measured_rate
 __all__ = ["describe", "show"]
 
 
-def show(plan: Plan) -> None:
+def show(plan: Plan, stored: frozenset[Cell] = frozenset()) -> None:
     """Print the plan, as one JSON object or as tables."""
-    found = describe(plan)
+    found = describe(plan, stored)
     if plan.settings.as_json:
         print_json(found)
         return
@@ -45,12 +45,11 @@ def show(plan: Plan) -> None:
     )
 
 
-def describe(plan: Plan) -> dict[str, Any]:
+def describe(plan: Plan, stored: frozenset[Cell] = frozenset()) -> dict[str, Any]:
     """The plan as JSON: cells with their needs, refusals with their reasons, totals.
 
     Disk in all is the sum over cells where pruned models are saved, else the largest cell's.
     """
-    stored = _stored(plan)
     rates: dict[tuple[str, str, int], float] = {}
     cells = []
     downloads: dict[str, int] = {}
@@ -82,15 +81,6 @@ def _needs(need: Estimate, stored: bool) -> dict[str, Any]:
         "memory_bytes": 0 if stored else need.memory_bytes,
         "seconds": 0.0 if stored else need.seconds,
     }
-
-
-def _stored(plan: Plan) -> set[Cell]:
-    """Cells that a run would find finished."""
-    if plan.settings.force or not (plan.settings.out / "store.json").is_file():
-        return set()
-    from bench.run.grid import stored
-
-    return set(stored(plan, plan.settings.out))
 
 
 def _named(cell: Cell) -> dict[str, Any]:

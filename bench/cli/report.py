@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 
 import click
 
-from bench.cli.failures import Session
+from bench.cli.failures import Session, one_line
 from bench.cli.output import console, print_json
 
 __all__ = ["command"]
@@ -32,31 +31,33 @@ def command(ctx: click.Context, out: Path, form: str) -> None:
     session: Session = ctx.find_object(Session) or Session(())
     session.out = out
     if form == "html":
-        import reports
+        from reports.pages import write_report
 
-        click.echo(f"report: {reports.write_report(out)}")
+        click.echo(f"report: {write_report(out).page}")
         return
-    from bench.results.rows import COLUMNS, tidy
-    from bench.results.segments import Store
+    from reports.load import load
 
-    store = Store(out)
-    records = store.records()
-    for torn in store.torn:
-        print(f"warning: set aside: {torn}", file=sys.stderr)
+    found = load(out)
+    for damage in found.damage:
+        print(f"warning: {one_line(damage)}", file=sys.stderr)
     if form == "csv":
-        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(tidy(records))
+        from reports.tables import csv_lines
+
+        for line in csv_lines(found.records):
+            click.echo(line)
     elif form == "json":
-        print_json([_plain(row) for row in tidy(records)])
+        from bench.results.rows import tidy
+
+        print_json([_plain(row) for row in tidy(found.records)])
     elif form == "markdown":
-        import reports
+        from reports.comparison import compare
+        from reports.markdown import markdown_page
 
-        click.echo(reports.markdown(records), nl=False)
+        click.echo(markdown_page(found, compare(found.records)))
     else:
-        import reports
+        from reports.tables import terminal_table
 
-        console().print(reports.terminal_table(records))
+        console().print(terminal_table(found.records))
 
 
 def _plain(row: dict[str, str | int | float | None]) -> dict[str, str | int | float | None]:

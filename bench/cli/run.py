@@ -13,7 +13,7 @@ from bench.cli import complete
 from bench.cli.failures import INTERRUPTED, Session, one_line, resume_line, say_error
 
 if TYPE_CHECKING:
-    from bench.plan.cells import Plan
+    from bench.plan.cells import Cell, Plan
     from bench.plan.settings import Settings
 
 __all__ = ["command"]
@@ -50,7 +50,7 @@ _SETTINGS = {"allow_extra_args": True}
     help="nano (packaged models), lab, paper.",
 )
 @click.option("--text", metavar="TEXT", shell_complete=complete.texts, help="Evaluation text.")
-@click.option("--windows", metavar="N", help="Evaluate on the first N windows only.")
+@click.option("--windows", metavar="N", help="Evaluation windows, spread over the text; 0 is all.")
 @click.option(
     "--eval",
     "evaluations",
@@ -97,11 +97,11 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
     settings = gather(flags, config, session.words)
     session.out = settings.out
     _check_evaluations(settings)
-    plan = _plan(settings)
+    plan, stored = _plan(settings)
     if settings.dry_run:
         from bench.cli.dry_run import show
 
-        show(plan)
+        show(plan, stored)
         return 0 if plan.cells else 1
     _prepare(settings.out)
     session.resumable = True
@@ -153,11 +153,15 @@ def _prepare(out: Path) -> None:
         raise MachineError(f"--out '{name}' cannot be written: {why}; choose another") from None
 
 
-def _plan(settings: Settings) -> Plan:
+def _plan(settings: Settings) -> tuple[Plan, frozenset[Cell]]:
+    """The plan, what this machine cannot serve refused, and the cells that are stored already."""
     from bench.plan.cells import expand
     from bench.plan.resources import fit
+    from bench.plan.stored import stored
 
-    return fit(expand(settings))
+    plan = expand(settings)
+    there = frozenset() if settings.force else stored(plan.cells, settings.out)
+    return fit(plan, stored=there), there
 
 
 def _execute(plan: Plan, session: Session) -> int:
@@ -167,9 +171,7 @@ def _execute(plan: Plan, session: Session) -> int:
     settings = plan.settings
     observer = observer_for(settings)
     try:
-        outcome = execute(
-            plan, settings.out, observer, force=settings.force, save=settings.save, yes=settings.yes
-        )
+        outcome = execute(plan, settings.out, observer, force=settings.force, save=settings.save)
     finally:
         observer.close()
     report = _report(settings)
@@ -189,17 +191,18 @@ def _execute(plan: Plan, session: Session) -> int:
 
 def _report(settings: Settings) -> Path | None:
     """Show the table and write the report; None where there is no record to report."""
-    import reports
-    from bench.results.segments import Store
+    from reports.load import load
+    from reports.pages import write_report
+    from reports.tables import terminal_table
 
-    records = Store(settings.out).records()
+    records = load(settings.out).records
     if not records:
         return None
     if not settings.quiet and not settings.as_json:
         from bench.cli.output import console
 
-        console().print(reports.terminal_table(records))
-    return Path(reports.write_report(settings.out))
+        console().print(terminal_table(records))
+    return write_report(settings.out).page
 
 
 def _summarise(settings: Settings, counts: dict[str, Any], report: Path | None) -> None:

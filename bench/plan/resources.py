@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,15 +93,17 @@ def estimate(cell: Cell, *, rate: float | None = None) -> Estimate:
     )
 
 
-def fit(plan: Plan, there: Machine | None = None) -> Plan:
+def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ()) -> Plan:
     """The plan with those cells refused, figures in the reason, that need more than the machine has.
 
-    A download beyond 2 GB without ``--yes`` is refused too.
+    A download beyond 2 GB without ``--yes`` is refused too. ``stored`` cells need nothing.
     """
     reasons: dict[Cell, str] = {}
     saved = 0
     fetched: dict[str, int] = {}
     for cell in plan.cells:
+        if cell in stored:
+            continue
         free = there or machine(plan.settings.out, cell.device)
         need = estimate(cell)
         download = 0 if cell.model in fetched else need.download_bytes
@@ -179,12 +181,12 @@ def _calibration_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:
     return cell.calibration.samples * length, _HELDOUT_WINDOWS * length
 
 
-def _evaluation_tokens(cell: Cell) -> tuple[int, int]:
-    """Tokens read in evaluation, and the window's length (0: the context)."""
-    length = cell.evaluation.length
+def _evaluation_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:
+    """Tokens read in evaluation, and the window's length."""
+    length = cell.evaluation.length or shape.positions
     windows = cell.evaluation.windows
     whole = _TOKENS.get(cell.evaluation.dataset, 300_000)
-    return (windows * length if windows is not None and length else whole), length
+    return (whole if windows is None else min(whole, windows * length)), length
 
 
 def _hessian_columns(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> list[tuple[int, int]]:
@@ -201,7 +203,7 @@ def _hessian_columns(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -
 
 def _hidden_bytes(cell: Cell, shape: ModelShape) -> int:
     drawn, heldout = _calibration_tokens(cell, shape)
-    tokens = max(drawn + heldout, _evaluation_tokens(cell)[0])
+    tokens = max(drawn + heldout, _evaluation_tokens(cell, shape)[0])
     return tokens * shape.width * _ITEMSIZE[cell.dtype]
 
 
@@ -237,8 +239,8 @@ def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
     """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and sweeps (2 r d²)."""
     from methods.families.sizes import flops_per_token
 
-    tokens, length = _evaluation_tokens(cell)
-    total = float(tokens * flops_per_token(shape, length or shape.positions)) if cell.evaluations else 0.0
+    tokens, length = _evaluation_tokens(cell, shape)
+    total = float(tokens * flops_per_token(shape, length)) if cell.evaluations else 0.0
     if cell.calibration is None:
         return total
     drawn, heldout = _calibration_tokens(cell, shape)

@@ -176,10 +176,10 @@ class Settings(BaseModel):
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0,)
     calibration: Annotated[str | None, _name("calibration")] = None
     samples: Annotated[int | None, _whole("samples", 1, 1_000_000)] = None
-    length: Annotated[int | None, _whole("length", 2, 1_000_000)] = None
+    length: Annotated[int | None, _whole("length", 0, 1_000_000)] = None
     protocol: Annotated[str | None, _name("protocol")] = None
     text: Annotated[str | None, _name("text")] = None
-    windows: Annotated[int | None, _whole("windows", 1, 10_000_000)] = None
+    windows: Annotated[int | None, _whole("windows", 0, 10_000_000)] = None
     evaluations: Annotated[tuple[str, ...], _words("eval")] = ("perplexity",)
     device: Annotated[str, BeforeValidator(_device)] = "auto"
     dtype: Annotated[str, _choice("dtype", "auto", "float32", "bfloat16", "float16")] = "auto"

@@ -1,0 +1,65 @@
+"""Which cells of a plan a folder already holds, judged by what their records say of themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.plan.cells import Cell
+
+__all__ = ["stored"]
+
+
+def stored(cells: Iterable[Cell], out: Path) -> frozenset[Cell]:
+    """Cells whose phases are all done in ``out``, by model, method, target, seed, dtype, protocols, parameters.
+
+    No weights or texts are read, so this foretells what a run will skip, but for changed files and code, which
+    the run itself compares. Raises StoreError where the store cannot be read.
+    """
+    if not (out / "store.json").is_file():
+        return frozenset()
+    from bench.results.segments import Store
+
+    done = {
+        _identity(
+            record.phase,
+            record.model,
+            record.method,
+            record.target,
+            record.seed,
+            record.dtype,
+            record.calibration,
+            record.protocol,
+            dict(record.parameters),
+        )
+        for record in Store(out).records()
+        if record.status == "done"
+    }
+    return frozenset(cell for cell in cells if _wanted(cell) <= done)
+
+
+def _wanted(cell: Cell) -> set[str]:
+    parameters: dict[str, Any] = {}
+    if not cell.dense:
+        parameters = {**dict(cell.parameters), "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
+    calibration = cell.calibration.id if cell.calibration else ""
+    return {
+        _identity(
+            phase,
+            cell.model,
+            cell.method,
+            cell.target,
+            cell.seed,
+            cell.dtype,
+            calibration,
+            "" if phase == "prune" else cell.evaluation.id,
+            parameters,
+        )
+        for phase in ("prune", *cell.evaluations)
+    }
+
+
+def _identity(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True)
