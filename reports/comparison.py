@@ -1,0 +1,294 @@
+"""The comparison itself: which cells share a column, what each row holds, who keeps most quality."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from bench.results.records import Record
+from reports.statistics import Summary, ratio, summarise
+from reports.wording import clean
+
+DENSE: Final = "dense"
+SIZE_PHASE: Final = "prune"
+QUALITY_PHASE: Final = "perplexity"
+BROKEN: Final = 10.0
+"""A perplexity beyond this many times the dense one is called broken rather than worse."""
+
+Identity = tuple[str, str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one target, its figures over seeds; `figures` is keyed by (phase, metric)."""
+
+    method: str
+    target: str
+    calibration: str
+    dtype: str
+    parameters: str
+    records: tuple[Record, ...]
+    figures: dict[tuple[str, str], Summary]
+    units: dict[tuple[str, str], str]
+    change: Summary
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The method as shown, with whatever tells it from its namesakes in the same group."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The calibration seeds averaged over; empty where the method draws none."""
+        return tuple(sorted({record.seed for record in self.records if record.seed is not None}))
+
+    @property
+    def perplexity(self) -> Summary:
+        """Perplexity over seeds."""
+        return self.figures.get((QUALITY_PHASE, "perplexity"), Summary(None, None, 0))
+
+
+@dataclass(frozen=True)
+class Group:
+    """What was measured on one model revision under one evaluation protocol: only that shares a column."""
+
+    model: str
+    label: str
+    revision: str
+    protocol: str
+    rows: tuple[Row, ...]
+
+    @property
+    def dense(self) -> tuple[Row, ...]:
+        """The rows of the unpruned model, one a weight type."""
+        return tuple(row for row in self.rows if row.method == DENSE)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets of pruned rows, mildest first."""
+        return tuple(dict.fromkeys(row.target for row in self.rows if row.method != DENSE))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The methods at one target of one group, best first; `note` says what the figures cannot settle."""
+
+    target: str
+    rows: tuple[Row, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a report shows, in order: groups of comparable rows, cells that did not finish, warnings."""
+
+    groups: tuple[Group, ...]
+    problems: tuple[Record, ...]
+    warnings: tuple[tuple[Record, str], ...]
+    records: tuple[Record, ...] = field(repr=False)
+
+
+def compare(records: Sequence[Record]) -> Comparison:
+    """Arrange current records (see `reports.load.current`); only seeds of equal cells are averaged."""
+    done = [record for record in records if record.status == "done"]
+    prunes = {record.cell: record for record in done if record.phase == SIZE_PHASE}
+    by_subject = {record.subject: record for record in prunes.values()}
+    groups: dict[tuple[str, str, str], dict[Identity, list[tuple[Record, ...]]]] = {}
+    evaluated: set[str] = set()
+    for record in done:
+        if record.phase == SIZE_PHASE:
+            continue
+        prune = prunes.get(record.cell) or by_subject.get(record.subject)
+        parts = (record,) if prune is None else (prune, record)
+        evaluated.update(part.cell for part in parts)
+        _place(groups, record, parts)
+    for record in prunes.values():
+        if record.cell not in evaluated:
+            _place(groups, record, (record,))
+    return Comparison(
+        groups=tuple(
+            _group(key, slots) for key, slots in sorted(groups.items(), key=lambda item: item[0][2] == "")
+        ),
+        problems=tuple(record for record in records if record.status != "done"),
+        warnings=tuple((record, warning) for record in done for warning in record.warnings),
+        records=tuple(records),
+    )
+
+
+def _place(
+    groups: dict[tuple[str, str, str], dict[Identity, list[tuple[Record, ...]]]],
+    record: Record,
+    parts: tuple[Record, ...],
+) -> None:
+    key = (record.model, _fact(record, "revision"), record.protocol)
+    identity = (
+        record.method,
+        record.target,
+        record.calibration,
+        record.dtype,
+        json.dumps(record.parameters, sort_keys=True),
+    )
+    groups.setdefault(key, {}).setdefault(identity, []).append(parts)
+
+
+def _fact(record: Record, name: str) -> str:
+    value = record.provenance.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _group(key: tuple[str, str, str], slots: dict[Identity, list[tuple[Record, ...]]]) -> Group:
+    rows: list[Row] = []
+    for identity, runs in slots.items():
+        # One subject may have several phases under one protocol; distinct subjects are distinct runs.
+        merged: dict[str, dict[int, Record]] = {}
+        for parts in runs:
+            merged.setdefault(parts[-1].subject, {}).update({id(part): part for part in parts})
+        members = [tuple(parts.values()) for parts in merged.values()]
+        seeds = [parts[-1].seed for parts in members]
+        if len(set(seeds)) == len(seeds):
+            rows.append(_row(identity, members))
+        else:
+            # Equal seeds mean these differ in something not shown: never average them.
+            rows += [_row(identity, [parts], parts[-1].subject[:8]) for parts in members]
+    rows = _against_dense(rows)
+    rows = _tell_apart(rows)
+    rows.sort(key=lambda row: (row.method != DENSE, target_order(row.target), *_rank(row), row.name))
+    label = next(
+        (_fact(record, "label") for row in rows for record in row.records if _fact(record, "label")), ""
+    )
+    return Group(key[0], label, key[1], key[2], tuple(rows))
+
+
+def _row(identity: Identity, members: Sequence[tuple[Record, ...]], variant: str = "") -> Row:
+    values: dict[tuple[str, str], list[float | None]] = {}
+    units: dict[tuple[str, str], str] = {}
+    for parts in members:
+        for record in parts:
+            for metric in record.metrics:
+                values.setdefault((record.phase, metric.name), []).append(metric.value)
+                units[record.phase, metric.name] = metric.unit
+    method, target, calibration, dtype, parameters = identity
+    return Row(
+        method=method,
+        target=target,
+        calibration=calibration,
+        dtype=dtype,
+        parameters=parameters,
+        records=tuple({id(record): record for parts in members for record in parts}.values()),
+        # A figure that some seed lacks is missing, not averaged over the others.
+        figures={
+            key: summarise([*entries, *[None] * (len(members) - len(entries))])
+            for key, entries in values.items()
+        },
+        units=units,
+        change=Summary(None, None, 0),
+        variant=variant,
+    )
+
+
+def _against_dense(rows: Sequence[Row]) -> list[Row]:
+    dense = {row.dtype: row.perplexity.mean for row in rows if row.method == DENSE}
+    return [_changed(row, dense.get(row.dtype)) for row in rows]
+
+
+def _changed(row: Row, dense: float | None) -> Row:
+    values = [record.metric("perplexity") for record in row.records if record.phase == QUALITY_PHASE]
+    ratios = summarise([ratio(value, dense) for value in values])
+    return Row(**{**vars(row), "change": ratios})
+
+
+def _tell_apart(rows: Sequence[Row]) -> list[Row]:
+    """Name what differs where one method appears more than once at a target."""
+    named: list[Row] = []
+    for row in rows:
+        twins = [other for other in rows if (other.method, other.target) == (row.method, row.target)]
+        parts = [row.variant] if row.variant else []
+        if len({other.dtype for other in twins}) > 1:
+            parts.append(row.dtype)
+        if len({other.calibration for other in twins}) > 1:
+            parts.append(row.calibration or "no calibration")
+        if len({other.parameters for other in twins}) > 1:
+            parts += _distinct_parameters(row, twins)
+        named.append(Row(**{**vars(row), "variant": ", ".join(parts)}))
+    return named
+
+
+def _distinct_parameters(row: Row, twins: Sequence[Row]) -> list[str]:
+    own = json.loads(row.parameters)
+    others = [json.loads(other.parameters) for other in twins]
+    names = sorted({name for other in others for name in other})
+    differing = [name for name in names if any(other.get(name) != own.get(name) for other in others)]
+    return [f"{clean(name, 40)}={clean(json.dumps(own[name]), 40)}" for name in differing if name in own] or [
+        "plain"
+    ]
+
+
+def _rank(row: Row) -> tuple[int, float]:
+    value = row.perplexity.mean
+    if value is None:
+        return (2, 0.0)
+    return (0, value) if math.isfinite(value) else (1, 0.0)
+
+
+def target_order(target: str) -> tuple[int, float, str]:
+    """Sort key of targets: percentages by size, then N:M by the share removed, then the rest by name."""
+    share = asked_sparsity(target)
+    if share is None:
+        return (2, 0.0, target)
+    return (1 if ":" in target else 0, share, target)
+
+
+def asked_sparsity(target: str) -> float | None:
+    """The share of weights that `50%` or `2:4` (N of every M kept) asks to remove; None for other targets."""
+    if match := re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?)%", target):
+        return float(match[1]) / 100
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", target)
+    if match and int(match[2]) > 0:
+        return 1 - int(match[1]) / int(match[2])
+    return None
+
+
+def standings(group: Group) -> list[Standing]:
+    """Per target the rows that have a perplexity, best first, with a note on what overlap leaves open."""
+    found: list[Standing] = []
+    for target in group.targets:
+        rows = [
+            row for row in group.rows if row.target == target and row.method != DENSE and _rank(row)[0] < 2
+        ]
+        if rows:
+            found.append(Standing(target, tuple(sorted(rows, key=_rank)), _unsettled(rows)))
+    return found
+
+
+def _unsettled(rows: Sequence[Row]) -> str:
+    finite = sorted((row for row in rows if _rank(row)[0] == 0), key=_rank)
+    if len(finite) < 2:
+        return ""
+    first, second = finite[0].perplexity, finite[1].perplexity
+    if first.mean == second.mean:
+        return "The first two are level."
+    intervals = [summary for summary in (first, second) if summary.half_width is not None]
+    if intervals and (first.high or 0.0) >= (second.low or 0.0):
+        return "The intervals over seeds overlap: the order of the first two is not settled."
+    return ""
+
+
+def single_seed(rows: Iterable[Row]) -> bool:
+    """Whether some row that draws calibration text has one seed only, and so no interval."""
+    return any(len(row.seeds) == 1 for row in rows)
+
+
+def missed_targets(group: Group) -> list[Row]:
+    """Rows whose achieved sparsity is more than a tenth of a point off what the target asks for."""
+    missed = []
+    for row in group.rows:
+        achieved = row.figures.get((SIZE_PHASE, "sparsity"), Summary(None, None, 0)).mean
+        asked = asked_sparsity(row.target)
+        if achieved is not None and asked is not None and not abs(achieved - asked) <= 0.001:
+            missed.append(row)
+    return missed

@@ -1,0 +1,235 @@
+"""Comparison tables, built once as text and shown by the page, the Markdown report and the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from bench.results.records import Record
+from bench.results.rows import COLUMNS, tidy
+from reports.comparison import DENSE, QUALITY_PHASE, SIZE_PHASE, Comparison, Group, Row, compare, standings
+from reports.load import current
+from reports.statistics import Summary
+from reports.wording import MISSING, clean, figure, metric_title, percent_change, spread
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NO_SUMMARY: Final = Summary(None, None, 0)
+_QUALITY: Final = (
+    ("KL to dense, nat/token", QUALITY_PHASE, "kl_to_dense"),
+    ("Top-1 flips", QUALITY_PHASE, "top1_flip_rate"),
+    ("Held-out error", SIZE_PHASE, "heldout_error"),
+)
+_COST: Final = (
+    ("Sparsity achieved", SIZE_PHASE, "sparsity"),
+    ("Weights removed", SIZE_PHASE, "weights_removed"),
+    ("Parameters", SIZE_PHASE, "parameters"),
+    ("Non-zero parameters", SIZE_PHASE, "parameters_nonzero"),
+    ("Bytes", SIZE_PHASE, "bytes"),
+    ("Prune time", SIZE_PHASE, "prune_time"),
+    ("Peak memory, prune", SIZE_PHASE, "peak_memory"),
+    ("Eval, token/s", QUALITY_PHASE, "tokens_per_second"),
+)
+_SHOWN: Final = {(phase, name) for _, phase, name in (*_QUALITY, *_COST)} | {(QUALITY_PHASE, "perplexity")}
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first `headers` columns name the row, the others hold figures."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    headers: int
+
+
+def figure_of(row: Row, phase: str, name: str, headed: str = "") -> str:
+    """One figure of a row, with its interval where seeds give one; the unit left out where `headed` by it."""
+    summary = row.figures.get((phase, name), NO_SUMMARY)
+    unit = row.units.get((phase, name), "1")
+    unit = "1" if unit == headed else unit
+    return spread(figure(summary.mean, unit, name), summary.half_width, unit, name)
+
+
+def _figures(row: Row, columns: Sequence[tuple[str, str, str]]) -> list[str]:
+    return [figure_of(row, phase, name, title.rpartition(", ")[2]) for title, phase, name in columns]
+
+
+def change_of(row: Row) -> str:
+    """The change of perplexity against the dense model, in percent."""
+    if row.method == DENSE:
+        return MISSING
+    half = row.change.half_width
+    return percent_change(row.change.mean) + ("" if half is None else f" ± {100 * half:.2g}")
+
+
+def seeds_of(row: Row) -> str:
+    """The seeds averaged over, in words."""
+    seeds = row.seeds
+    if not seeds:
+        return "none"
+    if len(seeds) > 4:
+        return f"{len(seeds)} seeds"
+    return ", ".join(clean(seed, 20) for seed in seeds)
+
+
+def quality_table(group: Group) -> Table:
+    """Perplexity, its increase over dense, KL and flips of one group."""
+    places = {
+        id(row): f"{place} of {len(standing.rows)}"
+        for standing in standings(group)
+        for place, row in enumerate(standing.rows, 1)
+        if len(standing.rows) > 1
+    }
+    titles = ["Perplexity", "Change from dense", "Place", *(title for title, _, _ in _QUALITY)]
+    rows = [
+        [
+            *_names(row),
+            figure_of(row, QUALITY_PHASE, "perplexity"),
+            change_of(row),
+            places.get(id(row), MISSING),
+            *_figures(row, _QUALITY),
+        ]
+        for row in group.rows
+    ]
+    return _table("Quality", [*_NAMES, *titles], rows)
+
+
+def cost_table(group: Group) -> Table:
+    """Real size, cost of pruning and speed of evaluation of one group."""
+    rows = [[*_names(row), *_figures(row, _COST)] for row in group.rows]
+    return _table("Size and cost", [*_NAMES, *(title for title, _, _ in _COST)], rows)
+
+
+def other_table(group: Group) -> Table:
+    """Every figure that the other tables of the group leave out, one a row, whatever its name."""
+    rows = [
+        [*_names(row), clean(phase, 40), metric_title(name), figure_of(row, phase, name)]
+        for row in group.rows
+        for phase, name in row.figures
+        if (phase, name) not in _SHOWN
+    ]
+    return _table("Other figures", [*_NAMES, "Phase", "Figure", "Value"], rows)
+
+
+def problem_table(comparison: Comparison) -> Table:
+    """Cells that were refused or failed, with the reason recorded."""
+    rows = [
+        [
+            *(clean(part) for part in (record.model, record.method, record.target)),
+            MISSING if record.seed is None else clean(record.seed, 20),
+            record.status,
+            record.phase,
+            clean(record.reason, 1000) or "no reason recorded",
+        ]
+        for record in comparison.problems
+    ]
+    return Table(
+        "Refused and failed",
+        ("Model", "Method", "Target", "Seed", "Outcome", "Phase", "Reason"),
+        tuple(tuple(row) for row in rows),
+        3,
+    )
+
+
+_NAMES: Final = ("Method", "Target", "Calibration", "Seeds")
+
+
+def _names(row: Row) -> tuple[str, str, str, str]:
+    return (clean(row.name), clean(row.target), clean(row.calibration) or "none", seeds_of(row))
+
+
+def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    # A column nobody measured says nothing; the naming columns always stay.
+    kept = [
+        index
+        for index in range(len(columns))
+        if index < len(_NAMES) or any(row[index] != MISSING for row in rows)
+    ]
+    return Table(
+        caption,
+        tuple(columns[index] for index in kept),
+        tuple(tuple(row[index] for index in kept) for row in rows),
+        len(_NAMES),
+    )
+
+
+def title_of(group: Group) -> str:
+    """A group's heading: model, its label, and the protocol whose figures it holds."""
+    model = clean(group.model) + (f" ({clean(group.label)})" if group.label else "")
+    return f"{model} · {clean(group.protocol) if group.protocol else 'not evaluated'}"
+
+
+def terminal_table(records: Iterable[Record]) -> RenderableType:
+    """The comparison for a terminal: one table per model and evaluation protocol, then the rest."""
+    from rich.console import Group as Stack
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    comparison = compare(current(records))
+    parts: list[Any] = []
+    for group in comparison.groups:
+        grid = Grid(title=Text(title_of(group)), title_justify="left", title_style="bold")
+        columns = (
+            "Method",
+            "Target",
+            "Perplexity",
+            "Change",
+            "KL nat/token",
+            "Flips",
+            "Sparsity",
+            "Prune",
+            "Memory",
+        )
+        for index, column in enumerate(columns):
+            grid.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+        for row in group.rows:
+            cells = (
+                *(clean(row.name, 60), clean(row.target, 30)),
+                *(figure_of(row, QUALITY_PHASE, "perplexity"), change_of(row)),
+                *_figures(row, _QUALITY[:2]),
+                *(figure_of(row, SIZE_PHASE, name) for name in ("sparsity", "prune_time", "peak_memory")),
+            )
+            grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
+        parts.append(grid)
+    if comparison.problems:
+        parts.append(Text("Refused and failed", style="bold"))
+    for record in comparison.problems:
+        seed = "" if record.seed is None else f" seed {record.seed}"
+        where = f"{record.status:8} {record.model} {record.method} {record.target}{seed}"
+        parts.append(Text(f"{clean(where)}: {clean(record.reason, 1000) or 'no reason recorded'}"))
+    if not parts:
+        parts.append(Text("No results yet."))
+    return Stack(*parts)
+
+
+def csv_lines(records: Iterable[Record]) -> Iterator[str]:
+    """The tidy rows as CSV lines without their line ends: the columns' names, then one line per figure.
+
+    Numbers stand as Python writes them (`nan`, `inf`), missing ones as nothing. Text that a spreadsheet
+    would run as a formula, that is, text that begins with `=`, `+`, `-`, `@` or white space control, gets a
+    leading apostrophe; line breaks inside a name are written as `\\n`, so that a row is always one line.
+    """
+    yield _csv_line(COLUMNS)
+    for row in tidy(current(records)):
+        yield _csv_line([_csv_cell(row[column]) for column in COLUMNS])
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return repr(value)
+    guarded = f"'{value}" if value.startswith(_FORMULA) else value
+    return guarded.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(cells)
+    return buffer.getvalue()
