@@ -1,4 +1,4 @@
-"""Where pulled models lie, and the habits of that folder: locks, atomic arrival, remembered hashes, disk checks."""
+"""The folder of pulled models and its habits: locks, atomic arrival, remembered hashes, disk checks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MachineError(
-            f"cannot create the folder {path}: {error.strerror}; set BENCH_CACHE to a folder that can be written"
+            f"cannot create the folder {path}: {error.strerror}; point BENCH_CACHE at one that can be written"
         ) from error
     return path
 
@@ -57,7 +57,7 @@ def readable_size(size: int) -> str:
 
 
 def require_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise MachineError with the figures where ``folder``'s disk has less than ``needed`` bytes and a margin."""
+    """Raise MachineError with the figures where ``folder``'s disk has not ``needed`` bytes and a margin."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed + DISK_MARGIN:
@@ -116,6 +116,7 @@ def install(staged: Path, final: Path) -> None:
     """Move a finished folder to its place in one step; one that is already there is replaced."""
     for path in sorted(staged.iterdir()):
         if path.is_file():
+            path.chmod(0o644)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     if final.exists():

@@ -1,4 +1,4 @@
-"""One way in to the four sources of models: the hub, local directories, the packaged wheel, the packaged models."""
+"""One way in to the four sources of models: hub, local directory, wheel and packaged."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def cached(model: str) -> bool:
     entry = get(model)
     if entry.source == "packaged":
         return (PACKAGED / entry.id / "config.json").is_file()
-    directory = _folder(entry)
-    return directory is not None and directory.is_dir()
+    home = _folder(entry)
+    return home is not None and home.is_dir()
 
 
 def pull(model: str, *, yes: bool = False, progress: Progress = _silent) -> Checkpoint:
@@ -141,7 +141,7 @@ def _folder(entry: Entry) -> Path | None:
 
 
 def _cached(entry: Entry) -> Checkpoint | None:
-    """A pulled model, checked against what was written down when it was pulled; None where it is not there."""
+    """A pulled model, checked against what was written down then; None where it is not there."""
     directory = _folder(entry)
     if directory is None or not directory.is_dir():
         return None

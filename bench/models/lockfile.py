@@ -25,7 +25,7 @@ def lock_path() -> Path:
 
 
 def revision(repo: str) -> str:
-    """The commit that a repository is locked to, or "". Raises UserError for a lock file that cannot be used."""
+    """The commit that a repository is locked to, or "". Raises UserError for an unusable lock file."""
     entry = _models().get(repo)
     if entry is None:
         return ""
@@ -56,7 +56,7 @@ def pin(repo: str, commit: str, files: Mapping[str, str], origin: Mapping[str, s
             write_json(path, {"format": FORMAT, "models": _models() | {repo: entry}})
         except OSError as error:
             raise MachineError(
-                f"cannot write the lock file {path}: {error.strerror}; set BENCH_LOCK to one that can be written"
+                f"cannot write the lock file {path}: {error.strerror}; point BENCH_LOCK at a writable one"
             ) from error
 
 

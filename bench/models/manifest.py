@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 def write(directory: Path, entry: Entry, *, revision: str, origin: Mapping[str, str]) -> Checkpoint:
-    """Check a staged model and write its manifest; ``origin``: sha256 by name of what the files were made from.
+    """Check a staged model and write its manifest; ``origin``: sha256 by name of what it was made from.
 
     Raises CheckpointError where config and weights do not agree.
     """
@@ -40,12 +40,13 @@ def write(directory: Path, entry: Entry, *, revision: str, origin: Mapping[str, 
 
 
 def open_pulled(directory: Path, entry: Entry) -> Checkpoint:
-    """A pulled model, its files compared with the manifest. Raises CheckpointError naming the first that changed."""
+    """A pulled model, compared with its manifest. Raises CheckpointError naming a file that changed."""
     record = read_json(directory / MANIFEST)
     files, revision = record.get("files"), record.get("revision")
     if record.get("format") != FORMAT or not isinstance(files, dict) or not isinstance(revision, str):
         raise CheckpointError(
-            f"{directory / MANIFEST} is not of format {FORMAT}; run `bench pull {entry.id}` to fetch the model again"
+            f"{directory / MANIFEST} is not of format {FORMAT}; "
+            f"fetch the model again: `bench pull {entry.id}`"
         )
     found = open_directory(
         directory, id=entry.id, source=entry.source, revision=revision, label=str(record.get("label", ""))

@@ -1,4 +1,4 @@
-"""Any local Hugging Face directory as a checkpoint: everything in it is untrusted and checked before work begins."""
+"""Any local Hugging Face directory as a checkpoint: all of it untrusted, and checked before work begins."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Checkpoint:
     """A model on this disk, checked: config, names and shapes of all tensors agree.
 
     ``path``: directory with config.json, safetensors and tokenizer files; ``revision``: hub commit, or
-    ``sha256:`` with 16 hex digits over all of ``files``; ``files``: name to sha256 of everything that is read;
+    ``sha256:`` with 16 hex digits over all of ``files``; ``files``: sha256 by name of all that is read;
     ``label``: what must be said wherever figures of the model are shown.
     """
 
@@ -68,12 +68,12 @@ def load(model: str) -> Checkpoint:
 def open_directory(
     directory: Path,
     *,
-    id: str,
+    id: str,  # noqa: A002 -- the record's word
     source: str,
     revision: str = "",
     label: str = "",
 ) -> Checkpoint:
-    """Check a directory and hash what will be read of it. An empty ``revision`` becomes one over the hashes."""
+    """Check a directory and hash what is read of it. An empty ``revision`` becomes one over the hashes."""
     config, shape = read_config(directory)
     names = weights.weight_files(directory)
     found = weights.headers(directory, names)

