@@ -1,0 +1,106 @@
+"""One list of kernel cases, for the tests and for the speed measurements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.kernels.operators import Grid
+
+
+@dataclass(frozen=True)
+class SweepCase:
+    """An OBS sweep: sizes, what is removed (a mask, `keep` of every `group`, nothing) and rounded (`bits`)."""
+
+    rows: int
+    columns: int
+    masked: bool = False
+    keep: int = 0
+    group: int = 0
+    bits: int = 0
+
+    def __str__(self) -> str:
+        choice = "mask" if self.masked else f"{self.keep}:{self.group}" if self.group else "none"
+        return f"{self.rows}x{self.columns}-{choice}" + (f"-{self.bits}bit" if self.bits else "")
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and subtractions of the compensation: two for each pair of columns j < k."""
+        return self.rows * self.columns * (self.columns - 1)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that must move: weights (and mask) in; values, errors, mask and loss out; the factor once."""
+        per_weight = 4 + self.masked + 4 + 4 + 1
+        return self.rows * self.columns * per_weight + 4 * self.rows + 4 * self.columns * self.columns
+
+
+@dataclass(frozen=True)
+class SweepInputs:
+    """Tensors of a case: weight is a view into a larger buffer, so its strides are odd."""
+
+    weight: Tensor
+    factor: Tensor
+    mask: Tensor | None
+    grid: Grid | None
+
+
+def factor_of(columns: int, generator: torch.Generator) -> Tensor:
+    """U with H^-1 = U^T U of a random, well-conditioned Hessian."""
+    if columns == 0:
+        return torch.zeros(0, 0)
+    x = torch.randn(4 * columns, columns, generator=generator)
+    hessian = x.T @ x / (4 * columns) + 0.1 * torch.eye(columns)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def inputs(case: SweepCase, seed: int = 0) -> SweepInputs:
+    """Random tensors for a case, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = case.rows, case.columns
+    weight = torch.randn(rows, columns + 5, generator=generator)[:, 2 : 2 + columns]
+    mask = torch.rand(rows, columns + 1, generator=generator)[:, 1:] < 0.5 if case.masked else None
+    grid = None
+    if case.bits:
+        levels = 2**case.bits
+        low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
+        scale = (high - low) / (levels - 1)
+        grid = Grid(scale, torch.round(-low / scale), levels)
+    return SweepInputs(weight, factor_of(columns, generator), mask, grid)
+
+
+SIZES = [(1, 1), (1, 128), (3, 7), (16, 16), (17, 33), (50, 100), (31, 64), (40, 127), (37, 128)]
+PATTERNS = [
+    (1, 2),
+    (2, 4),
+    (4, 8),
+    (1, 4),
+    (3, 4),
+    (0, 4),
+    (4, 4),
+    (2, 3),
+    (5, 7),
+    (8, 16),
+    (9, 17),
+    (20, 40),
+    (64, 128),
+]
+
+SWEEPS = [
+    *(SweepCase(rows, columns, masked=True) for rows, columns in SIZES),
+    *(SweepCase(19, 128 // group * group, keep=keep, group=group) for keep, group in PATTERNS),
+    *(SweepCase(23, 96, masked=True, bits=bits) for bits in (2, 3, 4, 8)),
+    *(SweepCase(23, 96, bits=bits) for bits in (2, 4)),
+    *(SweepCase(23, 96, keep=2, group=4, bits=bits) for bits in (3, 4)),
+    SweepCase(9, 40),
+    SweepCase(20, 160, masked=True),
+]
+
+SPEED = [
+    SweepCase(rows, 128, **choice)  # type: ignore[arg-type]
+    for rows in (576, 3072)
+    for choice in ({"masked": True}, {"keep": 2, "group": 4}, {"masked": True, "bits": 4})
+]
