@@ -1,0 +1,3 @@
+"""Calibration and evaluation text: protocols, sources and the embedded King James Bible."""
+
+from __future__ import annotations
