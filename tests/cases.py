@@ -12,7 +12,7 @@ from methods.kernels.operators import Grid
 
 @dataclass(frozen=True)
 class SweepCase:
-    """An OBS sweep: sizes, what is removed (a mask, `keep` of every `group`, nothing) and rounded (`bits`)."""
+    """An OBS sweep: sizes; what goes (a mask, or all but `keep` of every `group`); `bits` of its grid."""
 
     rows: int
     columns: int
