@@ -6,6 +6,7 @@ from typing import Any
 
 from bench.cli.output import bytes_text, console, duration_text, print_json, print_table
 from bench.plan.cells import Cell, Plan
+from bench.plan.grammar import DENSE_METHOD
 from bench.plan.resources import Estimate, estimate, measured_rate
 
 __all__ = ["describe", "show"]
@@ -33,9 +34,9 @@ def show(plan: Plan, stored: frozenset[Cell] = frozenset()) -> None:
         print_table(columns, rows, f"{len(rows)} cells (all figures are estimates)")
     if found["refused"]:
         print_table(
-            ("model", "method", "target", "why it will be refused"),
-            [(cell["model"], cell["method"], cell["target"], cell["reason"]) for cell in found["refused"]],
-            f"{len(found['refused'])} refused",
+            ("model", "cells", "why they will be refused"),
+            _grouped(found["refused"]),
+            f"{len(found['refused'])} cells refused",
         )
     total = found["total"]
     console().print(
@@ -71,6 +72,15 @@ def describe(plan: Plan, stored: frozenset[Cell] = frozenset()) -> dict[str, Any
     }
     refused = [{**_named(refusal.cell), "reason": refusal.reason} for refusal in plan.refusals]
     return {"cells": cells, "refused": refused, "total": total, "out": str(plan.settings.out)}
+
+
+def _grouped(refused: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Refusals of one model for one reason in one row."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for cell in refused:
+        spelled = cell["method"] if cell["method"] == DENSE_METHOD else f"{cell['method']} {cell['target']}"
+        found.setdefault((cell["model"], cell["reason"]), {})[spelled] = None
+    return [(model, ", ".join(cells), reason) for (model, reason), cells in found.items()]
 
 
 def _needs(need: Estimate, stored: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -169,6 +170,8 @@ def _execute(plan: Plan, session: Session) -> int:
     from bench.run.grid import execute
 
     settings = plan.settings
+    if settings.yes:
+        _fetch_large(plan)
     observer = observer_for(settings)
     try:
         outcome = execute(plan, settings.out, observer, force=settings.force, save=settings.save)
@@ -187,6 +190,26 @@ def _execute(plan: Plan, session: Session) -> int:
         say_error(resume_line(session))
         return INTERRUPTED
     return 1 if outcome.failed or not (outcome.done or outcome.cached) else 0
+
+
+def _fetch_large(plan: Plan) -> None:
+    """Make the large downloads that --yes agrees to; a run itself fetches small models only."""
+    from bench.models.hub import ASK_FROM
+    from bench.models.load import pull
+    from bench.models.registry import get
+    from bench.plan.resources import estimate
+    from methods.errors import PruneBenchError
+
+    def progress(text: str) -> None:
+        if not (plan.settings.quiet or plan.settings.as_json):
+            click.echo(one_line(text), err=True)
+
+    large = {cell.model: None for cell in plan.cells if estimate(cell).download_bytes > ASK_FROM}
+    for model in large:
+        # Pickled weights are converted by `bench pull` alone; a failure is the cell's to record.
+        if not get(model).bin_only:
+            with contextlib.suppress(PruneBenchError):
+                pull(model, yes=True, progress=progress)
 
 
 def _report(settings: Settings) -> Path | None:

@@ -103,7 +103,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{where} is not YAML: {problem}{_line(error)}") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply; a run's settings are a flat mapping") from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{where} holds a value that does not read as its tag says") from None
     if data is None:
         return {}

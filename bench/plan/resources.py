@@ -36,8 +36,6 @@ _BASE = 600_000_000
 _SLACK = 1.3
 _TOKENS = {"wikitext2": 300_000, "ptb": 110_000, "c4": 524_288, "kjv": 60_000}
 """Rough token counts of whole evaluation texts; for the time estimate only."""
-_FREE_DOWNLOAD = 2_000_000_000
-"""Largest download in bytes that `bench run` makes without --yes."""
 _HELDOUT_WINDOWS = 8
 _BATCH_TOKENS = 8192
 _ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
@@ -96,7 +94,7 @@ def estimate(cell: Cell, *, rate: float | None = None) -> Estimate:
 def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ()) -> Plan:
     """The plan with those cells refused, figures in the reason, that need more than the machine has.
 
-    A download beyond 2 GB without ``--yes`` is refused too. ``stored`` cells need nothing.
+    A download beyond what may pass unasked is refused without ``--yes``. ``stored`` cells need nothing.
     """
     reasons: dict[Cell, str] = {}
     saved = 0
@@ -108,7 +106,9 @@ def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ())
         need = estimate(cell)
         download = 0 if cell.model in fetched else need.download_bytes
         pending = sum(fetched.values())
-        reason = needs(need, free, saved=saved, pending=pending, yes=plan.settings.yes, model=cell.model)
+        reason = _withheld(cell.model) or needs(
+            need, free, saved=saved, pending=pending, yes=plan.settings.yes, model=cell.model
+        )
         if reason:
             reasons[cell] = reason
             continue
@@ -123,9 +123,11 @@ def needs(
     need: Estimate, free: Machine, *, saved: int = 0, pending: int = 0, yes: bool = False, model: str = ""
 ) -> str | None:
     """Why the machine cannot serve a cell, or None; ``saved``, ``pending``: bytes that earlier cells take."""
+    from bench.models.hub import ASK_FROM
+
     if need.memory_bytes > free.memory:
         return f"needs about {_size(need.memory_bytes)} of memory, {_size(free.memory)} are free"
-    if need.download_bytes > _FREE_DOWNLOAD and not yes:
+    if need.download_bytes > ASK_FROM and not yes:
         return f"downloads {_size(need.download_bytes)}; add --yes, or run: bench pull {model} --yes"
     if need.download_bytes + pending > free.cache:
         left = max(0, free.cache - pending)
@@ -171,6 +173,14 @@ def _download(model: str) -> int:
     if registry.is_path(model) or cached(model):
         return 0
     return registry.get(model).download_bytes
+
+
+def _withheld(model: str) -> str:
+    """Why nobody can fetch the model's weights, or an empty string."""
+    from bench.models import registry
+    from bench.models.load import cached
+
+    return "" if registry.is_path(model) or cached(model) else registry.get(model).withheld
 
 
 def _calibration_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:

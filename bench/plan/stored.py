@@ -13,10 +13,10 @@ __all__ = ["stored"]
 
 
 def stored(cells: Iterable[Cell], out: Path) -> frozenset[Cell]:
-    """Cells whose phases are all done in ``out``, by model, method, target, seed, dtype, protocols, parameters.
+    """Cells all done in ``out``, by model, method, target, seed, dtype, protocols and parameters.
 
-    No weights or texts are read, so this foretells what a run will skip, but for changed files and code, which
-    the run itself compares. Raises StoreError where the store cannot be read.
+    No weights or texts are read, so this foretells what a run will skip, but for changed files and code,
+    which the run itself compares. Raises StoreError where the store cannot be read.
     """
     if not (out / "store.json").is_file():
         return frozenset()

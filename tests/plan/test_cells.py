@@ -1,0 +1,200 @@
+"""From settings to cells: how many, in which order, and which are refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plan.cells import Cell, Plan, Refusal, available_threads, expand
+from bench.plan.settings import gather
+from methods.errors import CheckpointError, PruneBenchError, UserError
+
+
+def plan(**flags: Any) -> Plan:
+    return expand(gather({"models": "nano-opt", "device": "cpu", "threads": "1", **flags}))
+
+
+def spelled(found: Plan) -> list[str]:
+    return [cell.name for cell in found.cells]
+
+
+def test_dense_comes_first_for_each_model() -> None:
+    assert spelled(plan(models="nano-opt,nano-llama")) == [
+        "nano-opt dense",
+        "nano-opt magnitude 50%",
+        "nano-opt sparsegpt 50% seed 0",
+        "nano-llama dense",
+        "nano-llama magnitude 50%",
+        "nano-llama sparsegpt 50% seed 0",
+    ]
+
+
+def test_methods_targets_and_seeds_multiply_but_magnitude_draws_nothing() -> None:
+    found = plan(methods="sparsegpt,magnitude", sparsity="0.5,0.6", pattern="unstructured,2:4", seeds="0,1,2")
+    assert Counter(cell.method for cell in found.cells) == {"dense": 1, "sparsegpt": 9, "magnitude": 3}
+    assert [cell.target for cell in found.cells if cell.method == "magnitude"] == ["50%", "60%", "2:4"]
+    assert {cell.seed for cell in found.cells if cell.method != "sparsegpt"} == {None}
+    assert [cell.seed for cell in found.cells if cell.method == "sparsegpt"] == [0, 1, 2] * 3
+
+
+def test_dense_alone_and_zero_sparsity() -> None:
+    assert spelled(plan(methods="dense")) == ["nano-opt dense"]
+    assert spelled(plan(methods="magnitude", sparsity="0,0.5")) == [
+        "nano-opt dense",
+        "nano-opt magnitude 50%",
+    ]
+
+
+def test_cells_are_unique_hashable_strings_and_numbers() -> None:
+    found = plan(
+        models="nano-*",
+        seeds="0,1",
+        pattern="unstructured,2:4",
+        methods="magnitude,magnitude@global,sparsegpt",
+    )
+    assert len(set(found.cells)) == len(found.cells) == 3 * (1 + 2 + 2 + 4) - len(found.refusals)
+    for cell in found.cells:
+        for field in fields(cell):
+            value = getattr(cell, field.name)
+            if field.name not in ("calibration", "evaluation", "heldout"):
+                json.dumps(value)
+
+
+def test_what_a_method_does_not_use_does_not_tell_its_cells_apart() -> None:
+    base = plan(methods="magnitude", seeds="0")
+    other = plan(methods="magnitude", seeds="5", schedule="blockwise", hessian_dtype="float64")
+    assert base.cells == other.cells
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"dtype": "bfloat16"},
+        {"hessian_dtype": "float64"},
+        {"schedule": "blockwise"},
+        {"seeds": "1"},
+        {"samples": "4"},
+        {"length": "64"},
+        {"calibration": "c4"},
+        {"protocol": "lab"},
+        {"text": "ptb"},
+        {"windows": "3"},
+        {"threads": "2"},
+        {"sparsity": "0.6"},
+        {"assignments": ("sparsegpt.percdamp=0.1",)},
+    ],
+)
+def test_whatever_can_change_a_figure_changes_the_cell(flags: dict[str, Any]) -> None:
+    assert plan(methods="sparsegpt").cells[-1] != plan(methods="sparsegpt", **flags).cells[-1]
+
+
+def test_parameters_are_complete_typed_and_sorted() -> None:
+    cell = plan(methods="sparsegpt", assignments=("sparsegpt.percdamp=1",)).cells[-1]
+    assert cell.parameters == (("blocksize", 128), ("percdamp", 1.0), ("reference", False))
+    assert (
+        plan(methods="sparsegpt", assignments=("sparsegpt.percdamp=0.01",)).cells
+        == plan(methods="sparsegpt").cells
+    )
+
+
+def test_protocols_by_default() -> None:
+    found = expand(gather({"models": "nano-opt,opt-125m", "device": "cpu"}))
+    ids = {cell.model: cell.evaluation.id for cell in found.cells}
+    assert ids == {"nano-opt": "nano/kjv", "opt-125m": "lab/wikitext2"}
+    calibrations = {cell.model: cell.calibration.id for cell in found.cells if cell.calibration}
+    assert calibrations == {"nano-opt": "kjv:128xcontext", "opt-125m": "c4:64x512"}
+
+
+def test_changes_to_the_protocol_reach_both_halves() -> None:
+    cell = plan(
+        protocol="paper", text="ptb", windows="8", calibration="wikitext2", samples="4", length="0"
+    ).cells[-1]
+    assert cell.calibration is not None
+    assert cell.calibration.id == "wikitext2:4xcontext"
+    assert cell.evaluation.id == "paper/ptb[windows=8]"
+
+
+def test_patterns_that_do_not_divide_become_refusals_with_a_reason() -> None:
+    found = plan(pattern="2:4,3:7")
+    assert [cell.target for cell in found.cells] == ["0%", "2:4", "2:4"]
+    assert [refusal.cell.target for refusal in found.refusals] == ["3:7", "3:7"]
+    assert all("7" in refusal.reason for refusal in found.refusals)
+
+
+def test_a_plan_refuses_more_cells_in_place() -> None:
+    found = plan()
+    last = found.cells[-1]
+    less = found.refuse({last: "too large"})
+    assert last not in less.cells
+    assert less.refusals == (*found.refusals, Refusal(last, "too large"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"models": ()}, "no models given"),
+        ({"models": "nano-opr"}, "nano-opt"),
+        ({"models": "gpt-*"}, "no model matches"),
+        ({"methods": "sparsgpt"}, "did you mean 'sparsegpt'"),
+        ({"methods": "magnitude@globl"}, "global"),
+        ({"methods": "magnitude+dsnot"}, "dsnot"),
+        ({"assignments": ("sparsegpt.percdam=1",)}, "did you mean 'percdamp'"),
+        ({"assignments": ("sparsegpt.percdamp=x",)}, "a finite number"),
+        ({"assignments": ("sparsegpt.percdamp=-1",)}, "at least 0"),
+        ({"methods": "magnitude", "assignments": ("sparsegpt.percdamp=1",)}, "a method not run"),
+        ({"protocol": "labb"}, "did you mean lab"),
+        ({"text": "wikitext"}, "wikitext2"),
+        ({"calibration": "pile"}, "--calibration"),
+        ({"length": "1"}, "--length"),
+        ({"data_dir": Path("/nowhere/at/all")}, "--data-dir"),
+        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"sparsity": "0.5", "pattern": "2:4"}, "--sparsity"),
+        ({"models": "path:/nowhere/at/all"}, "/nowhere/at/all"),
+    ],
+)
+def test_wrong_plans_are_refused_in_one_line(flags: dict[str, Any], said: str) -> None:
+    given = {key: value for key, value in flags.items() if value != ()}
+    if flags.get("models") == ():
+        with pytest.raises(UserError, match=said):
+            expand(gather(given))
+        return
+    with pytest.raises(UserError) as caught:
+        plan(**given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_local_folder_needs_only_its_config_for_a_plan(tmp_path: Path) -> None:
+    from bench.models.registry import get
+
+    (tmp_path / "config.json").write_text(json.dumps(dict(get("opt-125m").config)))
+    found = plan(models=f"path:{tmp_path}")
+    assert [cell.model for cell in found.cells] == [f"path:{tmp_path}"] * 3
+    assert found.cells[0].evaluation.id == "lab/wikitext2"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "gpt2"}', '{"model_type": "opt"}', "\0"])
+def test_a_folder_with_another_config_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(PruneBenchError) as caught:
+        plan(models=f"path:{tmp_path}")
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, UserError | CheckpointError)
+
+
+def test_threads_are_counted_once_and_fixed() -> None:
+    assert available_threads() >= 1
+    cell = expand(gather({"models": "nano-opt", "device": "cpu"})).cells[0]
+    assert cell.threads == available_threads()
+    assert replace(cell, threads=99) != cell
+
+
+def test_auto_means_float32_on_a_cpu() -> None:
+    assert isinstance(plan().cells[0], Cell)
+    assert plan().cells[0].dtype == "float32"
+    assert plan(dtype="float16").cells[0].dtype == "float16"

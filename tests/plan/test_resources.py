@@ -1,0 +1,190 @@
+"""Estimates grow with what they depend on, agree with known sizes, and refuse what cannot fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_records import record
+
+from bench.models.registry import entries
+from bench.plan.cells import Cell, Plan, expand
+from bench.plan.resources import (
+    Estimate,
+    Machine,
+    estimate,
+    existing,
+    fit,
+    free_memory,
+    machine,
+    measured_rate,
+    needs,
+)
+from bench.plan.settings import gather
+from bench.plan.stored import stored
+from bench.results.segments import Store
+
+ROOMY = Machine(memory=10**15, disk=10**15, cache=10**15, one_disk=True)
+
+
+def plan(**flags: Any) -> Plan:
+    return expand(gather({"models": "opt-1.3b", "device": "cpu", "threads": "1", **flags}))
+
+
+def last(**flags: Any) -> Cell:
+    return plan(**flags).cells[-1]
+
+
+def test_every_registered_model_has_an_estimate() -> None:
+    for cell in plan(models=",".join(entry.id for entry in entries())).cells:
+        need = estimate(cell, rate=1e12)
+        assert need.memory_bytes > 0
+        assert need.flops > 0
+        assert need.seconds == pytest.approx(need.flops / 1e12)
+        assert need.disk_bytes > 0 or cell.dense
+
+
+def test_a_pruned_model_takes_its_parameters_on_disk() -> None:
+    parameters = next(entry.parameters for entry in entries() if entry.id == "opt-1.3b")
+    assert estimate(last(dtype="float16")).disk_bytes == 2 * parameters
+    assert estimate(last(dtype="float32")).disk_bytes == 4 * parameters
+
+
+def test_memory_is_of_a_block_and_not_of_the_model() -> None:
+    need = estimate(last(models="opt-13b", dtype="float16")).memory_bytes
+    parameters = next(entry.parameters for entry in entries() if entry.id == "opt-13b")
+    assert need < 2 * parameters / 2
+    # one block of 315 M parameters and three Hessians of 20480 x 20480 are the least there is to hold
+    assert need > 315_000_000 * 2 + 3 * 4 * 20480**2
+
+
+@pytest.mark.parametrize(
+    ("less", "more", "what"),
+    [
+        ({"samples": "8"}, {"samples": "128"}, "flops"),
+        ({"length": "128"}, {"length": "2048"}, "flops"),
+        ({"windows": "4"}, {"windows": "64"}, "flops"),
+        ({}, {"schedule": "blockwise"}, "flops"),
+        ({}, {"schedule": "blockwise"}, "memory_bytes"),
+        ({}, {"hessian_dtype": "float64"}, "memory_bytes"),
+        ({"dtype": "float16"}, {"dtype": "float32"}, "memory_bytes"),
+        ({"hidden_budget": "1MB"}, {"hidden_budget": "2GB"}, "memory_bytes"),
+        ({"hidden_budget": "2GB"}, {"hidden_budget": "1MB"}, "disk_bytes"),
+        ({"models": "opt-1.3b"}, {"models": "opt-2.7b"}, "flops"),
+    ],
+)
+def test_needs_grow_with_their_causes(less: dict[str, str], more: dict[str, str], what: str) -> None:
+    assert getattr(estimate(last(**less)), what) < getattr(estimate(last(**more)), what)
+
+
+def test_calibration_costs_time_that_magnitude_does_not_take() -> None:
+    cells = {cell.method: estimate(cell) for cell in plan().cells}
+    assert cells["dense"].flops == cells["magnitude"].flops < cells["sparsegpt"].flops
+
+
+@pytest.mark.parametrize(
+    ("need", "free", "said"),
+    [
+        (Estimate(0, 0, 2 * 10**9, 0.0), {"memory": 10**9}, "needs about 2.0 GB of memory, 1.0 GB are free"),
+        (Estimate(0, 3 * 10**9, 0, 0.0), {"disk": 10**9}, "needs about 3.0 GB of disk, 1.0 GB are free"),
+        (Estimate(10**9, 0, 0, 0.0), {"cache": 10**6}, "needs 1.0 GB of disk for the model, 1.0 MB are free"),
+        (Estimate(10**9, 10**9, 0, 0.0), {"disk": 15 * 10**8}, "needs about 2.0 GB of disk"),
+        (Estimate(10**10, 0, 0, 0.0), {}, "downloads 10.0 GB; add --yes"),
+    ],
+)
+def test_reasons_hold_the_figures(need: Estimate, free: dict[str, int], said: str) -> None:
+    there = Machine(**{"memory": 10**15, "disk": 10**15, "cache": 10**15, "one_disk": True, **free})
+    reason = needs(need, there, model="opt-13b")
+    assert reason is not None
+    assert said in reason
+
+
+def test_what_fits_is_not_refused() -> None:
+    assert needs(Estimate(10**9, 10**9, 10**9, 0.0), ROOMY) is None
+    assert needs(Estimate(10**10, 0, 0, 0.0), ROOMY, yes=True) is None
+
+
+def test_large_downloads_wait_for_yes() -> None:
+    refused = fit(plan(), ROOMY)
+    assert not refused.cells
+    assert {refusal.reason for refusal in refused.refusals} == {
+        "downloads 2.6 GB; add --yes, or run: bench pull opt-1.3b --yes"
+    }
+    assert len(fit(plan(yes=True), ROOMY).cells) == 3
+    assert len(fit(plan(models="opt-125m"), ROOMY).cells) == 3
+
+
+def test_downloads_and_saved_models_add_up() -> None:
+    two = plan(models="opt-1.3b,opt-2.7b", yes=True, methods="dense")
+    room = Machine(memory=10**15, disk=10**15, cache=6 * 10**9, one_disk=False)
+    assert [cell.model for cell in fit(two, room).cells] == ["opt-1.3b"]
+    room = Machine(memory=10**15, disk=6 * 10**9, cache=10**15, one_disk=False)
+    assert len(fit(plan(yes=True), room).cells) == 3
+    assert len(fit(plan(yes=True, save=True), room).cells) == 2
+
+
+def test_withheld_weights_are_named_first() -> None:
+    refused = fit(plan(models="opt-175b", yes=True), ROOMY)
+    assert not refused.cells
+    assert "on request" in refused.refusals[0].reason
+
+
+def test_stored_cells_need_nothing() -> None:
+    found = plan()
+    tiny = Machine(memory=0, disk=0, cache=0, one_disk=True)
+    assert fit(found, tiny, stored=found.cells).cells == found.cells
+    assert not fit(found, tiny).cells
+
+
+def test_this_machine_is_read(tmp_path: Path) -> None:
+    there = machine(tmp_path / "not" / "yet")
+    assert there.memory > 0
+    assert there.disk > 0
+    assert free_memory("cpu") > 0
+    assert existing(tmp_path / "not" / "yet") == tmp_path
+
+
+def test_the_rate_of_this_machine_is_plausible() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    assert 1e7 < measured_rate("cpu", "float32", 1) < 1e14
+    assert torch.get_num_threads() == before
+
+
+def test_stored_cells_are_recognised_by_their_records(tmp_path: Path) -> None:
+    found = expand(gather({"models": "nano-opt", "device": "cpu", "seeds": "0,1", "methods": "sparsegpt"}))
+    dense, first, second = found.cells
+    assert stored(found.cells, tmp_path) == frozenset()
+    with Store(tmp_path, create=True) as store:
+        for cell, phases in (
+            (dense, ("prune", "perplexity")),
+            (first, ("prune", "perplexity")),
+            (second, ("prune",)),
+        ):
+            for phase in phases:
+                store.append(_record(cell, phase))
+        store.append(_record(second, "perplexity", status="failed"))
+    assert stored(found.cells, tmp_path) == {dense, first}
+    other = expand(
+        gather({"models": "nano-opt", "device": "cpu", "methods": "sparsegpt", "schedule": "blockwise"})
+    )
+    assert stored(other.cells, tmp_path) == {dense}
+
+
+def _record(cell: Cell, phase: str, status: str = "done") -> Any:
+    parameters = {**dict(cell.parameters), "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
+    return record(
+        phase=phase,
+        status=status,
+        cell=cell.name,
+        model=cell.model,
+        method=cell.method,
+        target=cell.target,
+        seed=cell.seed,
+        dtype=cell.dtype,
+        calibration=cell.calibration.id if cell.calibration else "",
+        protocol="" if phase == "prune" else cell.evaluation.id,
+        parameters={} if cell.dense else parameters,
+    )
