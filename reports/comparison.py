@@ -245,9 +245,9 @@ def target_order(target: str) -> tuple[int, float, str]:
 
 def asked_sparsity(target: str) -> float | None:
     """The share of weights that `50%` or `2:4` (N of every M kept) asks to remove; None for other targets."""
-    if match := re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?)%", target):
+    if match := re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)%", target):
         return float(match[1]) / 100
-    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", target)
+    match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", target)
     if match and int(match[2]) > 0:
         return 1 - int(match[1]) / int(match[2])
     return None

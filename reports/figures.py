@@ -29,7 +29,7 @@ _SHAPES: Final = (
 _INK: Final = "currentColor"
 _CONFIG: Final[dict[str, Any]] = {
     # The page's own text colour, so that one drawing serves light, dark and print.
-    "background": None,
+    "background": "transparent",
     "font": "system-ui, sans-serif",
     "axis": {
         "labelColor": _INK,
@@ -76,7 +76,11 @@ def quality_chart(group: Group) -> dict[str, Any] | None:
         if _drawable(row.perplexity.mean)
     ]
     every = [entry["perplexity"] for entry in (*points, *dense)]
-    scale = alt.Scale(type="log") if max(every) > 5 * min(every) else alt.Scale(zero=False)
+    scale = (
+        alt.Scale(type="log", padding=14)
+        if max(every) > 5 * min(every)
+        else alt.Scale(zero=False, padding=14)
+    )
     y = alt.Y("perplexity:Q", scale=scale, title=f"Perplexity, lower is better{_log(scale)}")
     methods = list(dict.fromkeys(point["method"] for point in points))
     targets = list(dict.fromkeys(point["target"] for point in points))
@@ -135,7 +139,12 @@ def error_map(group: Group) -> tuple[dict[str, Any], str] | None:
         .encode(
             x=alt.X("block:O", title="Block", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
             y=alt.Y("matrix:N", sort=list(dict.fromkeys(point["matrix"] for point in points)), title=None),
-            color=alt.Color("error:Q", scale=scale, title="Relative error", legend=alt.Legend(format=".1e")),
+            color=alt.Color(
+                "error:Q",
+                scale=scale,
+                title="Relative error",
+                legend=alt.Legend(format=".2~g", values=_ends(points)),
+            ),
             tooltip=[
                 alt.Tooltip("matrix:N", title="Matrix"),
                 alt.Tooltip("block:O", title="Block"),
@@ -148,7 +157,12 @@ def error_map(group: Group) -> tuple[dict[str, Any], str] | None:
             column=alt.Column(
                 "method:N", title=None, sort=list(dict.fromkeys(point["method"] for point in points))
             ),
-            row=alt.Row("target:N", title=None, sort=[clean(target, NAME_LENGTH) for target in targets]),
+            row=alt.Row(
+                "target:N",
+                title=None,
+                header=alt.Header(labelAngle=0),
+                sort=[clean(target, NAME_LENGTH) for target in targets],
+            ),
         )
     )
     caption = (
@@ -179,6 +193,11 @@ def _matrix_points(row: Row, measure: str) -> list[dict[str, Any]]:
     ]
 
 
+def _ends(points: list[dict[str, Any]]) -> list[float]:
+    errors = [point["error"] for point in points]
+    return [min(errors), max(errors)]
+
+
 def _drawable(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and 0 < value < 1e300
 
@@ -194,5 +213,5 @@ def _repeated(names: list[str], palette: tuple[str, ...]) -> alt.Scale:
 
 
 def _specification(chart: Any) -> dict[str, Any]:
-    specification: dict[str, Any] = chart.to_dict()
+    specification: dict[str, Any] = chart.to_dict(validate=False)
     return {**specification, "config": _CONFIG}

@@ -30,7 +30,7 @@ def markdown_page(loaded: Loaded, comparison: Comparison) -> str:
     for entry in overview(comparison):
         lines += [f"## {escape_markdown(entry.title)}", "", escape_markdown(entry.dense), ""]
         lines += [
-            f"- At {escape_markdown(finding.target)}, **{escape_markdown(finding.leader)}**: "
+            f"- At {escape_markdown(finding.target)}, **{escape_markdown(finding.leader)}**"
             f"{escape_markdown(finding.text)}"
             for finding in entry.findings
         ]

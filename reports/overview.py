@@ -82,10 +82,13 @@ def _overview(group: Group) -> GroupOverview:
 
 def _finding(standing: Standing) -> Finding:
     first, *rest = standing.rows
-    parts = [f"perplexity {_against(first)}"]
-    if rest:
-        parts.append("then " + ", ".join(f"{clean(row.name)} with {_against(row)}" for row in rest))
-    text = "; ".join(parts) + "."
+    if not rest:
+        return Finding(clean(standing.target), clean(first.name), f" has perplexity {_against(first)}.")
+    following = ", ".join(f"{clean(row.name)} {_against(row)}" for row in rest)
+    text = f" keeps most quality: perplexity {_against(first)}; then {following}."
+    own, other = first.change.mean, rest[0].change.mean
+    if own is not None and other is not None and 1 < own < other < math.inf:
+        text += f" Its increase is {(own - 1) / (other - 1):.2f} of {clean(rest[0].name)}'s."
     if standing.note:
         text += f" {standing.note}"
     return Finding(clean(standing.target), clean(first.name), text)

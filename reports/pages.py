@@ -115,6 +115,7 @@ def render_page(loaded: Loaded, comparison: Comparison) -> str:
         overview=overview(comparison),
         sections=sections,
         problems=problem_table(comparison),
+        unfinished=len({record.cell for record in comparison.problems}),
         warnings=[
             (f"{record.model} {record.method} {record.target}", text) for record, text in comparison.warnings
         ],

@@ -35,17 +35,25 @@ _COST: Final = (
     ("Eval, token/s", QUALITY_PHASE, "tokens_per_second"),
 )
 _SHOWN: Final = {(phase, name) for _, phase, name in (*_QUALITY, *_COST)} | {(QUALITY_PHASE, "perplexity")}
+_NAMES: Final = ("Method", "Target")
+_CONTEXT: Final = ("Calibration", "Seeds")
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first `headers` columns name the row, the others hold figures."""
+    """Text cells; the first `headers` columns name the row, the last `words` are text, the rest figures."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     headers: int
+    words: int = 0
+
+    @property
+    def figures(self) -> range:
+        """The columns that hold figures."""
+        return range(self.headers, len(self.columns) - self.words)
 
 
 def figure_of(row: Row, phase: str, name: str, headed: str = "") -> str:
@@ -54,6 +62,10 @@ def figure_of(row: Row, phase: str, name: str, headed: str = "") -> str:
     unit = row.units.get((phase, name), "1")
     unit = "1" if unit == headed else unit
     return spread(figure(summary.mean, unit, name), summary.half_width, unit, name)
+
+
+def _names(row: Row) -> tuple[str, str]:
+    return (clean(row.name), clean(row.target))
 
 
 def _figures(row: Row, columns: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -65,7 +77,7 @@ def change_of(row: Row) -> str:
     if row.method == DENSE:
         return MISSING
     half = row.change.half_width
-    return percent_change(row.change.mean) + ("" if half is None else f" ± {100 * half:.2g}")
+    return percent_change(row.change.mean) + (f" ± {100 * half:.2g}" if half else "")
 
 
 def seeds_of(row: Row) -> str:
@@ -94,10 +106,11 @@ def quality_table(group: Group) -> Table:
             change_of(row),
             places.get(id(row), MISSING),
             *_figures(row, _QUALITY),
+            *(clean(row.calibration) or "none", seeds_of(row)),
         ]
         for row in group.rows
     ]
-    return _table("Quality", [*_NAMES, *titles], rows)
+    return _table("Quality", [*_NAMES, *titles, *_CONTEXT], rows, words=len(_CONTEXT))
 
 
 def cost_table(group: Group) -> Table:
@@ -137,25 +150,20 @@ def problem_table(comparison: Comparison) -> Table:
     )
 
 
-_NAMES: Final = ("Method", "Target", "Calibration", "Seeds")
-
-
-def _names(row: Row) -> tuple[str, str, str, str]:
-    return (clean(row.name), clean(row.target), clean(row.calibration) or "none", seeds_of(row))
-
-
-def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    # A column nobody measured says nothing; the naming columns always stay.
+def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 0) -> Table:
+    # A column of figures that nobody measured says nothing; the other columns always stay.
+    figures = range(len(_NAMES), len(columns) - words)
     kept = [
         index
         for index in range(len(columns))
-        if index < len(_NAMES) or any(row[index] != MISSING for row in rows)
+        if index not in figures or any(row[index] != MISSING for row in rows)
     ]
     return Table(
         caption,
         tuple(columns[index] for index in kept),
         tuple(tuple(row[index] for index in kept) for row in rows),
         len(_NAMES),
+        words,
     )
 
 
@@ -167,6 +175,7 @@ def title_of(group: Group) -> str:
 
 def terminal_table(records: Iterable[Record]) -> RenderableType:
     """The comparison for a terminal: one table per model and evaluation protocol, then the rest."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Group as Stack
     from rich.table import Table as Grid
     from rich.text import Text
@@ -174,26 +183,18 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
     comparison = compare(current(records))
     parts: list[Any] = []
     for group in comparison.groups:
-        grid = Grid(title=Text(title_of(group)), title_justify="left", title_style="bold")
-        columns = (
-            "Method",
-            "Target",
-            "Perplexity",
-            "Change",
-            "KL nat/token",
-            "Flips",
-            "Sparsity",
-            "Prune",
-            "Memory",
-        )
+        title = Text(title_of(group), style="bold")
+        grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        columns = ("Method", "Target", "Perplexity", "Change", "KL", "Flips", "Sparse", "Prune", "Memory")
         for index, column in enumerate(columns):
-            grid.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+            named = index < 2
+            grid.add_column(column, justify="left" if named else "right", overflow="fold", no_wrap=not named)
         for row in group.rows:
             cells = (
                 *(clean(row.name, 60), clean(row.target, 30)),
-                *(figure_of(row, QUALITY_PHASE, "perplexity"), change_of(row)),
-                *_figures(row, _QUALITY[:2]),
-                *(figure_of(row, SIZE_PHASE, name) for name in ("sparsity", "prune_time", "peak_memory")),
+                *(figure_of(row, QUALITY_PHASE, "perplexity"), percent_change(row.change.mean)),
+                *(_mean(row, QUALITY_PHASE, name) for name in ("kl_to_dense", "top1_flip_rate")),
+                *(_mean(row, SIZE_PHASE, name) for name in ("sparsity", "prune_time", "peak_memory")),
             )
             grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
         parts.append(grid)
@@ -206,6 +207,12 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
     if not parts:
         parts.append(Text("No results yet."))
     return Stack(*parts)
+
+
+def _mean(row: Row, phase: str, name: str) -> str:
+    # A terminal has no room for every interval: the page gives them.
+    unit = row.units.get((phase, name), "1")
+    return figure(row.figures.get((phase, name), NO_SUMMARY).mean, "1" if unit == "nat/token" else unit, name)
 
 
 def csv_lines(records: Iterable[Record]) -> Iterator[str]:

@@ -1,0 +1,266 @@
+"""What is compared with what: groups, seeds, places, and the words of the overview."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from sample_records import cell, grid, later, record
+
+from bench.results.records import Metric, Record
+from reports.comparison import asked_sparsity, compare, missed_targets, standings, target_order
+from reports.load import current, figures_frame, matrices_frame
+from reports.overview import headline, overview
+from reports.statistics import ratio, summarise
+from reports.tables import cost_table, other_table, problem_table, quality_table
+
+
+def with_perplexity(records: list[Record], value: float | None) -> list[Record]:
+    return [
+        entry.model_copy(
+            update={
+                "metrics": tuple(
+                    Metric(name=metric.name, unit=metric.unit, value=value)
+                    if metric.name == "perplexity"
+                    else metric
+                    for metric in entry.metrics
+                )
+            }
+        )
+        for entry in records
+    ]
+
+
+def test_protocols_never_share_a_table() -> None:
+    records = [
+        *cell("nano-opt", "dense", "0%"),
+        *cell("nano-opt", "sparsegpt", "50%"),
+        *cell("nano-opt", "dense", "0%", protocol="lab/wikitext2"),
+        *cell("nano-opt", "magnitude", "50%", protocol="lab/wikitext2"),
+        *cell("nano-opt", "magnitude", "50%", protocol="lab/wikitext2[length=1024]"),
+    ]
+    groups = compare(records).groups
+    assert [group.protocol for group in groups] == ["nano/kjv", "lab/wikitext2", "lab/wikitext2[length=1024]"]
+    assert [[row.method for row in group.rows] for group in groups] == [
+        ["dense", "sparsegpt"],
+        ["dense", "magnitude"],
+        ["magnitude"],
+    ]
+    # Without a dense model under the same protocol there is no change to give.
+    assert groups[2].rows[0].change.mean is None
+    assert "cannot" not in overview(compare(records))[0].dense
+    assert "no change can be given" in overview(compare(records))[2].dense
+    # Nor do revisions of one model.
+    moved = [
+        entry.model_copy(update={"provenance": {"revision": "abc"}, "subject": entry.subject + "!"})
+        for entry in records
+    ]
+    assert len(compare([*records, *moved]).groups) == 6
+
+
+def test_size_and_quality_meet_in_one_row() -> None:
+    group = compare(cell("nano-opt", "sparsegpt", "50%")).groups[0]
+    assert quality_table(group).columns == (
+        *("Method", "Target", "Perplexity", "KL to dense, nat/token", "Top-1 flips", "Held-out error"),
+        *("Calibration", "Seeds"),
+    )
+    assert cost_table(group).columns == (
+        *("Method", "Target", "Sparsity achieved", "Weights removed", "Parameters", "Non-zero parameters"),
+        *("Bytes", "Prune time", "Peak memory, prune", "Eval, token/s"),
+    )
+    assert cost_table(group).rows[0][2:] == (
+        *("50.00 %", "500,000", "1,500,000", "1,000,000"),
+        *("6 MB", "3.25 s", "400 MB", "12,345.6"),
+    )
+    assert ("sparsegpt", "50%", "perplexity", "Peak memory", "500 MB") in other_table(group).rows
+
+
+def test_unknown_metrics_and_phases_are_shown() -> None:
+    extra = record(
+        phase="zeroshot",
+        protocol="lm-eval/piqa",
+        metrics=[Metric(name="piqa_acc", unit="1", value=0.71234)],
+        subject="z",
+    )
+    groups = compare([extra]).groups
+    assert [group.protocol for group in groups] == ["lm-eval/piqa"]
+    assert other_table(groups[0]).rows == (("sparsegpt", "50%", "zeroshot", "Piqa acc", "0.712"),)
+
+
+def test_a_prune_without_evaluation_is_shown_apart() -> None:
+    records = [*cell("nano-opt", "dense", "0%"), cell("nano-opt", "magnitude", "50%")[0]]
+    assert [(group.protocol, len(group.rows)) for group in compare(records).groups] == [
+        ("nano/kjv", 1),
+        ("", 1),
+    ]
+
+
+def test_seeds_are_averaged_with_an_interval() -> None:
+    records = [*cell("nano-opt", "dense", "0%")]
+    for seed in (0, 1, 2):
+        records += cell("nano-opt", "sparsegpt", "50%", seed=seed)
+    row = compare(records).groups[0].rows[1]
+    # 23, 23.01, 23.02: t(0.975, 2) * 0.01 / sqrt(3).
+    assert row.perplexity.mean == pytest.approx(23.01)
+    assert row.perplexity.half_width == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-5)
+    assert row.change.mean == pytest.approx(23.01 / 20)
+    table = quality_table(compare(records).groups[0])
+    assert table.rows[1][2] == "23.01 ± 0.025"
+    assert table.rows[1][-1] == "0, 1, 2"
+    assert any("95 %" in note for note in overview(compare(records))[0].notes)
+
+
+def test_one_seed_says_that_no_interval_exists() -> None:
+    notes = overview(compare([*cell("nano-opt", "dense", "0%"), *cell("nano-opt", "sparsegpt", "50%")]))[
+        0
+    ].notes
+    assert notes == (
+        "Measured with one calibration seed: no interval exists, small differences may be chance.",
+    )
+
+
+def test_runs_that_differ_in_something_unshown_are_not_averaged() -> None:
+    first = cell("nano-opt", "sparsegpt", "50%")
+    twin = [entry.model_copy(update={"subject": "another", "cell": "another"}) for entry in first]
+    rows = compare([*first, *twin]).groups[0].rows
+    assert len(rows) == 2
+    assert {row.perplexity.count for row in rows} == {1}
+    assert len({row.name for row in rows}) == 2
+
+
+def test_parameters_tell_rows_of_one_method_apart() -> None:
+    plain = cell("nano-opt", "sparsegpt", "50%", parameters={"percdamp": 0.01, "block": 128})
+    damped = [
+        entry.model_copy(update={"subject": "d", "cell": "d", "parameters": {"percdamp": 1.0, "block": 128}})
+        for entry in plain
+    ]
+    names = {row.name for row in compare([*plain, *damped]).groups[0].rows}
+    assert names == {"sparsegpt (percdamp=0.01)", "sparsegpt (percdamp=1.0)"}
+
+
+def test_a_seed_that_lacks_a_figure_makes_it_missing() -> None:
+    records = [
+        *cell("m", "sparsegpt", "50%", seed=0),
+        *with_perplexity(cell("m", "sparsegpt", "50%", seed=1), None),
+    ]
+    assert compare(records).groups[0].rows[0].perplexity.mean is None
+    one = cell("m", "sparsegpt", "50%", seed=1)
+    records[2:] = [one[0], one[1].model_copy(update={"metrics": one[1].metrics[1:]})]
+    assert compare(records).groups[0].rows[0].perplexity.mean is None
+
+
+def test_rows_run_from_dense_by_target_and_quality() -> None:
+    group = compare(grid()).groups[0]
+    assert [(row.method, row.target) for row in group.rows] == [
+        ("dense", "0%"),
+        *(("sparsegpt", "50%"), ("magnitude", "50%")),
+        *(("sparsegpt", "2:4"), ("magnitude", "2:4")),
+    ]
+    assert sorted(["2:4", "70%", "slice25%", "4:8", "50%", "5:8"], key=target_order) == [
+        "50%", "70%", "5:8", "2:4", "4:8", "slice25%",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "share"),
+    [("50%", 0.5), ("2:4", 0.5), ("1:4", 0.75), ("0%", 0.0), ("slice25%", None), ("1:0", None), ("٣%", None)],
+)
+def test_asked_sparsity(target: str, share: float | None) -> None:
+    assert asked_sparsity(target) == share
+
+
+def test_the_overview_names_the_best_and_by_how_much() -> None:
+    entry = overview(compare(grid()))[0]
+    assert entry.title == "nano-opt · nano/kjv"
+    assert entry.dense == "The dense model has perplexity 20.00."
+    finding = entry.findings[0]
+    assert f"At {finding.target}, {finding.leader}{finding.text}" == (
+        "At 50%, sparsegpt keeps most quality: perplexity 23.00 (+15.0 %); then magnitude 32.00 (+60.0 %). "
+        "Its increase is 0.25 of magnitude's."
+    )
+    assert (
+        headline(compare(grid()))
+        == "17 cells on 5 models with 2 pruning methods: 15 done, 1 refused, 1 failed."
+    )
+
+
+def test_what_is_not_settled_is_said() -> None:
+    records = [
+        *cell("nano-opt", "dense", "0%"),
+        *with_perplexity(cell("nano-opt", "magnitude", "50%"), 23.02),
+    ]
+    for seed in (0, 1, 2):
+        records += cell("nano-opt", "sparsegpt", "50%", seed=seed)
+    assert "not settled" in standings(compare(records).groups[0])[0].note
+    level = [*cell("nano-opt", "sparsegpt", "50%"), *cell("nano-opt", "magnitude", "50%")]
+    level = with_perplexity(level, 23.0)
+    text = overview(compare(level))[0].findings[0].text
+    assert "level" in text
+    assert "Its increase" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(math.nan, "no finite perplexity"), (math.inf, "no finite perplexity"), (999.0, "10 times dense")],
+)
+def test_broken_models_come_last_and_are_called_broken(value: float, words: str) -> None:
+    records = [
+        *cell("nano-opt", "dense", "0%"),
+        *with_perplexity(cell("nano-opt", "sparsegpt", "50%"), value),
+        *cell("nano-opt", "magnitude", "50%"),
+    ]
+    comparison = compare(records)
+    assert [row.method for row in comparison.groups[0].rows] == ["dense", "magnitude", "sparsegpt"]
+    assert any(words in note for note in overview(comparison)[0].notes)
+    assert overview(comparison)[0].findings[0].leader == "magnitude"
+
+
+def test_a_missed_budget_is_said() -> None:
+    records = cell("nano-opt", "magnitude", "70%")
+    group = compare(records).groups[0]
+    assert [row.target for row in missed_targets(group)] == ["70%"]
+    assert any(
+        "removed 50.00 % of the prunable weights" in note for note in overview(compare(records))[0].notes
+    )
+    assert missed_targets(compare(cell("nano-opt", "magnitude", "2:4")).groups[0]) == []
+
+
+def test_only_the_latest_of_a_subject_is_current() -> None:
+    old = record(cell="old", sources="old")
+    new = record(cell="new", sources="new", finished=later(50))
+    assert current([new, old]) == [new]
+    assert compare([record(status="failed", reason="x"), new]).problems[0].reason == "x"
+
+
+def test_problems_keep_their_reasons() -> None:
+    table = problem_table(compare(grid()))
+    assert [row[-1] for row in table.rows] == [
+        "2:4 needs widths divisible by 4, found 162",
+        "opt-125m is not in the cache and the hub cannot be reached",
+    ]
+    assert problem_table(compare([record(status="failed")])).rows[0][-1] == "no reason recorded"
+
+
+def test_statistics() -> None:
+    assert summarise([]).mean is None
+    assert summarise([3]).mean == 3
+    assert summarise([3]).half_width is None
+    assert summarise([2, 2]).mean == 2
+    assert isinstance(summarise([2, 2]).mean, int)
+    assert summarise([1.0, None]).mean is None
+    assert math.isnan(summarise([1.0, math.nan]).mean or 0)
+    assert summarise([1.0, math.inf]).mean == math.inf
+    assert math.isnan(summarise([-math.inf, math.inf]).mean or 0)
+    assert ratio(2.0, 0.0) is None
+    assert ratio(2.0, math.nan) is None
+    assert ratio(3.0, 2.0) == 1.5
+
+
+def test_frames() -> None:
+    frame = figures_frame(grid())
+    assert ",".join(frame.columns) == "cell,status,model,method,target,seed,protocol,metric,unit,value"
+    assert set(frame["status"]) == {"done", "refused", "failed"}
+    matrices = matrices_frame(grid())
+    assert len(matrices) == 3 * 2 * 2 * 16
+    assert matrices["heldout_error"].between(0, 1).all()
+    assert list(matrices_frame([]).columns) == list(matrices.columns)
