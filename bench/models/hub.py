@@ -68,7 +68,7 @@ def pull(entry: Entry, *, yes: bool, progress: Progress) -> Checkpoint:
     """Fetch a model for `bench pull`, converting pickled weights.
 
     Raises UserError with the size for a large download without ``yes``, ModelUnavailable, CheckpointError or
-    MachineError. An interrupted pull goes on where it stopped.
+    MachineError. The files that an interrupted pull had finished are kept.
     """
     return _obtain(entry, Allowed(conversion=True, large=yes), progress)
 
@@ -101,6 +101,9 @@ def _obtain(entry: Entry, allowed: Allowed, progress: Progress) -> Checkpoint:
                 return _pinned(entry, manifest.open_pulled(final, entry), {})
             discard(final)
         staged = make_folder(home / f"{remote.commit}.partial")
+        # The client names parts by process, so those of a killed pull would never be used.
+        for part in staged.rglob("*.incomplete"):
+            part.unlink(missing_ok=True)
         origin = _download(remote, staged, allowed, progress)
         manifest.write(staged, entry, revision=remote.commit, origin=origin)
         try:
@@ -208,7 +211,7 @@ def _weight_names(remote: Remote, staged: Path, allowed: Allowed, progress: Prog
 
 
 def _fetch(remote: Remote, name: str, staged: Path, progress: Progress) -> None:
-    """One file into ``staged``; a part that is there is gone on with."""
+    """One file into ``staged``, unless it is there; a line that breaks is gone on with."""
     from huggingface_hub import hf_hub_download
 
     with _named(remote.entry, remote.commit):
