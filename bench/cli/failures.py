@@ -70,6 +70,8 @@ def resume_line(session: Session) -> str:
 def explain(error: BaseException, session: Session) -> int:
     """Say what went wrong in one line; returns the exit code."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the terminal has just shown ^C
         say_error(resume_line(session) if session.resumable else "interrupted")
         return INTERRUPTED
     if isinstance(error, PruneBenchError):

@@ -90,12 +90,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quieten()
     session = Session(tuple(words))
     try:
-        code: Any = cli.main(words, prog_name="bench", standalone_mode=False, obj=session)
+        if instruction := os.environ.get("_BENCH_COMPLETE"):
+            from click.shell_completion import shell_complete
+
+            return shell_complete(cli, {}, "bench", "_BENCH_COMPLETE", instruction)
+        # Not cli.main(), which has its own ideas about what an interruption prints.
+        with cli.make_context("bench", words, obj=session) as context:
+            code: Any = cli.invoke(context)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has left: nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:

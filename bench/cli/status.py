@@ -48,7 +48,7 @@ def command(ctx: click.Context, out: Path, as_json: bool) -> None:
         screen.print(f"now: {cell}")
     screen.print(f"records: {', '.join(f'{n} {s}' for s, n in found['records'].items()) or 'none'}")
     for torn in found["damaged"]:
-        screen.print(f"set aside: {torn}")
+        screen.print(f"damaged: {torn}")
     if found["problems"]:
         print_table(
             ("cell", "status", "reason"), [(p["cell"], p["status"], p["reason"]) for p in found["problems"]]
@@ -70,7 +70,8 @@ def inspect(out: Path) -> dict[str, Any]:
     if not live and not holder and not (out / "store.json").is_file():
         raise UserError(f"--out '{one_line(out)}' holds no run; give the folder of one")
     state = _state(live, holder)
-    cells = [cell for cell in live.get("cells", []) if isinstance(cell, dict)]
+    listed = live.get("cells")
+    cells = [cell for cell in listed if isinstance(cell, dict)] if isinstance(listed, list) else []
     records, damaged, problems = _records(out)
     return {
         "out": str(out),
