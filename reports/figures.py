@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from reports.comparison import QUALITY_PHASE, SIZE_PHASE, Group, Row
-from reports.load import matrices_frame
+from bench.results.records import MatrixFigures
+from reports.comparison import QUALITY_PHASE, Group, Row
+from reports.statistics import summarise
 from reports.tables import change_of, figure_of, seeds_of
 from reports.wording import clean
 
@@ -175,22 +176,26 @@ def error_map(group: Group) -> tuple[dict[str, Any], str] | None:
 
 
 def _matrix_points(row: Row, measure: str) -> list[dict[str, Any]]:
-    frame = matrices_frame([record for record in row.records if record.phase == SIZE_PHASE])
-    frame["share"] = frame["removed"] / (frame["rows"] * frame["columns"]).where(lambda size: size > 0)
-    frame[measure] = frame[measure].astype(float)
-    means = frame.groupby(["block", "name"], sort=False)[[measure, "share"]].mean().reset_index()
-    return [
-        {
-            "method": clean(row.name, NAME_LENGTH),
-            "target": clean(row.target, NAME_LENGTH),
-            "block": int(block),
-            "matrix": clean(name, NAME_LENGTH),
-            "error": float(error),
-            "removed": float(share) if math.isfinite(share) else None,
-        }
-        for block, name, error, share in means[["block", "name", measure, "share"]].itertuples(index=False)
-        if math.isfinite(error)
-    ]
+    places: dict[tuple[int, str], list[MatrixFigures]] = {}
+    for record in row.records:
+        for matrix in record.matrices:
+            places.setdefault((matrix.block, matrix.name), []).append(matrix)
+    points = []
+    for (block, name), seeds in places.items():
+        error = summarise([getattr(matrix, measure) for matrix in seeds]).mean
+        size = sum(matrix.rows * matrix.columns for matrix in seeds)
+        if error is not None and math.isfinite(error):
+            points.append(
+                {
+                    "method": clean(row.name, NAME_LENGTH),
+                    "target": clean(row.target, NAME_LENGTH),
+                    "block": block,
+                    "matrix": clean(name, NAME_LENGTH),
+                    "error": error,
+                    "removed": sum(matrix.removed for matrix in seeds) / size if size > 0 else None,
+                }
+            )
+    return points
 
 
 def _ends(points: list[dict[str, Any]]) -> list[float]:

@@ -22,6 +22,8 @@ _SPOKEN: Final = {
 def clean(text: Any, longest: int = LONGEST) -> str:
     """Text on one line, control and format characters spelled out, cut where long with its length said."""
     whole = str(text)
+    if len(whole) <= longest and whole.isprintable():
+        return whole
     shown = "".join(_visible(character) for character in whole[:longest])
     return shown if len(whole) <= longest else f"{shown}… ({len(whole):,} characters)"
 
