@@ -269,3 +269,20 @@ def test_sizes_read_as_registries_show_them() -> None:
         "92.9 MB",
         "13.3 GB",
     ]
+
+
+@pytest.mark.parametrize("family", ["opt", "bloom", "llama"])
+def test_packaged_models_are_checked_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr(load, "PACKAGED", tmp_path)
+    name = f"nano-{family}"
+    assert not load.cached(name)
+    with pytest.raises(ModelUnavailable, match=f"{name} is missing from this installation"):
+        load.resolve(name)
+    saved(tmp_path / name, family)
+    checkpoint = load.resolve(name)
+    assert load.cached(name)
+    assert (checkpoint.id, checkpoint.source) == (name, "packaged")
+    assert load.pull(name) == checkpoint
+    assert checkpoint.revision.startswith("sha256:")
