@@ -1,7 +1,8 @@
 """What a cell will need, in closed form from the model's sizes: download, disk, memory and, roughly, time.
 
 Nothing is loaded. Memory follows the walk, one decoder block at a time:
-base + 1.3 x (two blocks + Hessian workspace + hidden states + the largest outer table + logits).
+base + 1.3 x (two blocks + Hessian workspace + hidden states + activations of a batch + the token table +
+logits + the dense model's last states, which divergence is measured against).
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ __all__ = [
     "needs",
 ]
 
-_BASE = 600_000_000
-"""Bytes of a process that has imported torch and transformers (resident, as measured on Linux x86-64)."""
+_BASE = 350_000_000
+"""Anonymous bytes of a process that has imported torch and transformers, as measured on Linux x86-64."""
 _SLACK = 1.3
 _TOKENS = {"wikitext2": 300_000, "ptb": 110_000, "c4": 524_288, "kjv": 60_000}
 """Rough token counts of whole evaluation texts; for the time estimate only."""
 _HELDOUT_WINDOWS = 8
 _BATCH_TOKENS = 8192
+_LOGIT_BYTES = 3 * (64 << 20)
+"""Logits are made in pieces of 64 MiB; their softmax and the dense model's stand beside them."""
 _ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
@@ -47,7 +50,7 @@ class Estimate:
 
     download_bytes: int
     disk_bytes: int
-    """The pruned blocks and hidden states that lie under the run's folder while the cell runs."""
+    """Under the run's folder while the cell runs: pruned blocks or the dense last states, hidden states."""
     memory_bytes: int
     """Host memory, or memory of the GPU where the cell runs on one."""
     flops: float
@@ -227,13 +230,18 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
         # All Hessians of a block are held at once.
         workspace += sum(width**2 for width in columns)
     table = shape.vocabulary * shape.embedding_width * itemsize
-    logits = min(_BATCH_TOKENS, 2048) * shape.vocabulary * 4
+    evaluated = _evaluation_tokens(cell, shape)[0]
+    batch = min(_BATCH_TOKENS, max(evaluated, _calibration_tokens(cell, shape)[0]))
+    activations = batch * (2 * shape.feedforward + 4 * shape.width) * itemsize
+    states = 2 * evaluated * shape.width * itemsize
     parts = (
         2 * block_parameters(shape) * itemsize
         + workspace * _ITEMSIZE[cell.hessian_dtype]
         + min(_hidden_bytes(cell, shape), cell.hidden_budget)
+        + activations
         + table
-        + logits
+        + _LOGIT_BYTES
+        + states
     )
     return _BASE + int(_SLACK * parts)
 
@@ -242,7 +250,9 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
     from methods.families.sizes import parameters
 
     spilt = max(0, 2 * _hidden_bytes(cell, shape) - cell.hidden_budget)
-    return spilt if cell.dense else spilt + parameters(shape) * _ITEMSIZE[cell.dtype]
+    itemsize = _ITEMSIZE[cell.dtype]
+    states = _evaluation_tokens(cell, shape)[0] * shape.width * itemsize
+    return spilt + (states if cell.dense else parameters(shape) * itemsize)
 
 
 def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
