@@ -48,11 +48,11 @@ def source_path() -> Path:
         distribution = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         raise DataUnavailable(
-            f"the kjv text needs the package {DISTRIBUTION}, which is not installed; {_INSTALL}"
+            f"the kjv text needs {DISTRIBUTION}, which is not installed; {_INSTALL}"
         ) from None
     if distribution.version != VERSION:
         raise DataUnavailable(
-            f"the kjv text needs version {VERSION} of {DISTRIBUTION}, found {distribution.version}; {_INSTALL}"
+            f"the kjv text needs {DISTRIBUTION} {VERSION}, found {distribution.version}; {_INSTALL}"
         )
     path = Path(str(distribution.locate_file(SOURCE_FILE)))
     if not path.is_file():

@@ -8,9 +8,7 @@ enough text is an error or a note, never padding.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from bench.text.documents import Documents, data_folder, load, local_file
 from bench.text.protocols import JOINS, CalibrationProtocol, EvaluationProtocol
+from bench.text.tokens import encode, encode_long, tokenizer_sha256
 from methods.errors import DataUnavailable, UserError
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ HELD_BACK = 300
 """Documents at the end of C4's calibration file that no seed draws where no held-out file lies beside it."""
 
 _TRAIN_JOINS = {"kjv": "\n\n", "wikitext2": " ", "ptb": " "}
-_REMEMBERED: OrderedDict[tuple[str, str], NDArray[np.int64]] = OrderedDict()
-_REMEMBER = 6
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,11 @@ def calibration_windows(
         join = _TRAIN_JOINS[protocol.dataset]
         drawn = _draw_anywhere(_joined_ids(documents, join, tokenizer), draw, protocol.samples, length, where)
     notes = _origin_notes(documents, where)
-    if drawn.documents is not None and 2 * drawn.documents < protocol.samples:
+    if 10 * drawn.distinct < 9 * drawn.tokens.size:
+        why = f": only {drawn.documents} documents of more than {length} tokens were drawn"
         notes.append(
-            f"{protocol.samples} calibration windows come from only {drawn.documents} distinct documents: of"
-            f" {len(documents.texts)} few have more than {length} tokens"
+            f"the {drawn.tokens.size} calibration tokens are only {drawn.distinct} distinct ones of {where}"
+            + (why if drawn.documents is not None else "")
         )
     provenance = {
         **_describe(protocol.id, protocol.dataset, protocol.split, documents, tokenizer, drawn.tokens),
@@ -295,38 +293,9 @@ def _cut(
     return whole[np.asarray(chosen)], total, []
 
 
-def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
-    """Token ids [tokens] of one text by the tokenizer's default rule, however long the text."""
-    # verbose=False: texts longer than the model's context are meant, and cut into windows.
-    ids = tokenizer(text, truncation=False, padding=False, verbose=False)["input_ids"]
-    return np.asarray(ids, dtype=np.int64)
-
-
 def _joined_ids(documents: Documents, join: str, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
-    """Token ids of the documents joined to one text; the last few texts are remembered."""
-    text = join.join(documents.texts)
-    key = hashlib.sha256(text.encode()).hexdigest(), tokenizer_sha256(tokenizer)
-    if key not in _REMEMBERED:
-        ids = encode(text, tokenizer)
-        ids.setflags(write=False)
-        _REMEMBERED[key] = ids
-        if len(_REMEMBERED) > _REMEMBER:
-            _REMEMBERED.popitem(last=False)
-    _REMEMBERED.move_to_end(key)
-    return _REMEMBERED[key]
-
-
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of all that decides how a tokenizer splits text, as far as its class lets it be seen."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        # Encoding sets these two on the backend: they are the caller's, not the tokenizer's.
-        content["truncation"] = content["padding"] = None
-        seen = json.dumps(content, sort_keys=True)
-    else:
-        seen = repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{type(tokenizer).__name__} {seen}".encode()).hexdigest()
+    """Token ids of the documents joined to one text."""
+    return encode_long(join.join(documents.texts), tokenizer)
 
 
 def _origin_notes(documents: Documents, where: str) -> list[str]:

@@ -31,11 +31,11 @@ from bench.models.nano.architectures import (
     architecture,
     train_tokenizer,
 )
+from bench.models.nano.quick import Dropout, quicken
 from bench.text import kjv
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -125,66 +125,6 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     )
 
 
-class Dropout:
-    """Drops outputs of the named modules, by NumPy's bits: torch's CPU sampler costs a fifth of a step."""
-
-    def __init__(self, model: PreTrainedModel, names: tuple[str, ...], rate: float) -> None:
-        self._threshold = round(256 * rate)
-        self._scale = 256 / (256 - self._threshold)
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2] in names:
-                module.register_forward_hook(self._drop)
-
-    def reseed(self, seed: int, step: int) -> None:
-        """Start the stream of one training step."""
-        import numpy as np
-
-        self._draw = np.random.Generator(np.random.SFC64([seed, step]))
-
-    def _drop(self, module: torch.nn.Module, _: Any, output: Tensor) -> Tensor:
-        import numpy as np
-        import torch
-
-        if not module.training or self._threshold == 0:
-            return output
-        bits = torch.from_numpy(np.frombuffer(bytearray(self._draw.bytes(output.numel())), dtype=np.uint8))
-        kept = (bits >= self._threshold).view(output.shape)
-        return output * (kept.to(output.dtype) * self._scale)
-
-
-def register_attention() -> str:
-    """Registers a plain causal attention, returns its name: on CPUs torch's fused one is slow backwards."""
-    import torch
-    from transformers import AttentionInterface
-
-    def attend(
-        _module: torch.nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        _mask: Any,
-        scaling: float,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        batch, heads, tokens, width = query.shape
-        repeats = heads // key.shape[1]
-        key, value = (
-            x.repeat_interleave(repeats, dim=1).reshape(batch * heads, tokens, width) for x in (key, value)
-        )
-        future = (
-            torch.full((tokens, tokens), -math.inf, dtype=value.dtype).triu(1).expand(batch * heads, -1, -1)
-        )
-        query, key = query.reshape(batch * heads, tokens, width).to(value.dtype), key.to(value.dtype)
-        # Autocast would turn the scores into float32 and back: most of the memory traffic of a step.
-        with torch.autocast("cpu", enabled=False):
-            scores = torch.baddbmm(future, query, key.transpose(1, 2), alpha=scaling)
-            output = torch.bmm(torch.softmax(scores, dim=-1), value)
-        return output.view(batch, heads, tokens, width).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register("prune_bench_nano", attend)
-    return "prune_bench_nano"
-
-
 def window_losses(model: PreTrainedModel, windows: Tensor, batch: int = 32, fast: bool = False) -> Tensor:
     """Mean negative log-likelihood, nat/token, of each window [windows], over its 255 targets, float64.
 
@@ -217,6 +157,7 @@ class Run:
         self.validation = disjoint(encode(self.tokenizer, "validation"))
         torch.manual_seed(recipe.seed)
         self.model = which.build()
+        quicken(self.model)
         self.dropout = Dropout(self.model, which.dropped, recipe.dropout)
         parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
@@ -310,6 +251,10 @@ class Run:
         per_epoch = len(list(epoch_batches(self.ids, recipe, 0, first)))
         # An offset near a whole window can cost an epoch its last batch: every epoch is cut to the shortest.
         per_epoch -= 1
+        if per_epoch < recipe.validations_per_epoch:
+            raise click.ClickException(
+                f"the text has {len(self.ids)} tokens, too few for batches of {recipe.batch}"
+            )
         steps, every = per_epoch * recipe.epochs, per_epoch // recipe.validations_per_epoch
         losses: list[float] = []
         for epoch in range(progress.step // per_epoch, recipe.epochs):
@@ -351,7 +296,7 @@ class Run:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(self.best[name])
         self.model.set_attn_implementation("eager")
-        self.model.half().save_pretrained(folder)
+        self.model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
         self.tokenizer.save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         losses = {
@@ -436,11 +381,8 @@ def main(
 
     torch.set_num_threads(threads)
     recipe = Recipe(seed=seed, epochs=epochs)
-    attention = register_attention()
     for name in only or tuple(entry.name for entry in ARCHITECTURES):
         run = Run(architecture(name), recipe, work)
-        if name != "nano-bloom":
-            run.model.set_attn_implementation(attention)
         if resume and run.resume():
             click.echo(f"{name} resumes at step {run.progress.step}")
         run.train()
