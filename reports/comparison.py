@@ -125,7 +125,7 @@ def _place(
     record: Record,
     parts: tuple[Record, ...],
 ) -> None:
-    key = (record.model, _fact(record, "revision"), record.protocol)
+    key = (record.model, _revision(record), record.protocol)
     identity = (
         record.method,
         record.target,
@@ -139,6 +139,12 @@ def _place(
 def _fact(record: Record, name: str) -> str:
     value = record.provenance.get(name)
     return value if isinstance(value, str) else ""
+
+
+def _revision(record: Record) -> str:
+    model = record.provenance.get("model")
+    revision = model.get("revision") if isinstance(model, dict) else None
+    return revision if isinstance(revision, str) else ""
 
 
 def _group(key: tuple[str, str, str], slots: dict[Identity, list[tuple[Record, ...]]]) -> Group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -192,7 +193,7 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
         for row in group.rows:
             cells = (
                 *(clean(row.name, 60), clean(row.target, 30)),
-                *(figure_of(row, QUALITY_PHASE, "perplexity"), percent_change(row.change.mean)),
+                *(figure_of(row, QUALITY_PHASE, "perplexity"), _mean_change(row)),
                 *(_mean(row, QUALITY_PHASE, name) for name in ("kl_to_dense", "top1_flip_rate")),
                 *(_mean(row, SIZE_PHASE, name) for name in ("sparsity", "prune_time", "peak_memory")),
             )
@@ -212,7 +213,14 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
 def _mean(row: Row, phase: str, name: str) -> str:
     # A terminal has no room for every interval: the page gives them.
     unit = row.units.get((phase, name), "1")
-    return figure(row.figures.get((phase, name), NO_SUMMARY).mean, "1" if unit == "nat/token" else unit, name)
+    shown = figure(
+        row.figures.get((phase, name), NO_SUMMARY).mean, "1" if unit == "nat/token" else unit, name
+    )
+    return re.sub(r"(\.\d)\d %", r"\1 %", shown)
+
+
+def _mean_change(row: Row) -> str:
+    return MISSING if row.method == DENSE else percent_change(row.change.mean)
 
 
 def csv_lines(records: Iterable[Record]) -> Iterator[str]:

@@ -52,7 +52,9 @@ def test_protocols_never_share_a_table() -> None:
     assert "no change can be given" in overview(compare(records))[2].dense
     # Nor do revisions of one model.
     moved = [
-        entry.model_copy(update={"provenance": {"revision": "abc"}, "subject": entry.subject + "!"})
+        entry.model_copy(
+            update={"provenance": {"model": {"revision": "abc"}}, "subject": entry.subject + "!"}
+        )
         for entry in records
     ]
     assert len(compare([*records, *moved]).groups) == 6
@@ -230,6 +232,16 @@ def test_only_the_latest_of_a_subject_is_current() -> None:
     new = record(cell="new", sources="new", finished=later(50))
     assert current([new, old]) == [new]
     assert compare([record(status="failed", reason="x"), new]).problems[0].reason == "x"
+
+
+def test_a_failure_is_dropped_once_the_cell_succeeded() -> None:
+    # A cell whose model was missing is recorded without its revision, so under another subject.
+    failed = record(status="failed", reason="offline", cell="unpulled", subject="unpulled", finished=later(5))
+    success = record(cell="pulled", subject="pulled", phase="perplexity", protocol="p", finished=later(9))
+    assert current([failed, success]) == [success]
+    assert current([failed.model_copy(update={"finished": later(10)}), success])[-1].status == "failed"
+    other = success.model_copy(update={"seed": 1})
+    assert current([failed, other]) == [failed, other]
 
 
 def test_problems_keep_their_reasons() -> None:
