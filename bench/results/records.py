@@ -24,6 +24,8 @@ Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 UPGRADES: Final[dict[int, Upgrade]] = {}
 """For every version before `SCHEMA_VERSION`, the step that turns its records into those of the next."""
 
+WHOLE_LIMIT: Final = 2**63
+
 _NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _TAG: Final = "$float"
 
@@ -43,7 +45,10 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool | str):
         raise ValueError(f"expected a number, found {value!r:.60}")
     # NumPy and torch scalars carry item(); everything else is left for the type check to judge.
-    return value.item() if hasattr(value, "item") else value
+    plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, int) and abs(plain) >= WHOLE_LIMIT:
+        raise ValueError("whole numbers of 2^63 and more are no figures")
+    return plain
 
 
 def _json(value: Any) -> Any:
@@ -62,6 +67,7 @@ def _moment(value: Any) -> Any:
     return value
 
 
+Whole = Annotated[int, Field(gt=-WHOLE_LIMIT, lt=WHOLE_LIMIT)]
 Text = Annotated[str, BeforeValidator(_text)]
 Number = Annotated[int | float, BeforeValidator(_number)]
 Moment = Annotated[str, BeforeValidator(_moment)]
@@ -88,16 +94,16 @@ class MatrixFigures(_Frozen):
     `seconds` is wall time.
     """
 
-    block: int
+    block: Whole
     name: Text
-    rows: int
-    columns: int
-    removed: int
+    rows: Whole
+    columns: Whole
+    removed: Whole
     calibration_error: Number | None = None
     heldout_error: Number | None = None
     damping: Number | None = None
-    dead_columns: int = 0
-    escalations: int = 0
+    dead_columns: Whole = 0
+    escalations: Whole = 0
     seconds: Number = 0.0
 
 
@@ -121,7 +127,7 @@ class Record(_Frozen):
     model: Text
     method: Text
     target: Text
-    seed: int | None = None
+    seed: Whole | None = None
     dtype: Text = ""
     calibration: Text = ""
     protocol: Text = ""
