@@ -101,7 +101,8 @@ struct Work {
 
 void run_tile(void* context, int slot, int64_t index) noexcept {
   const Work& work = *static_cast<const Work*>(context);
-  work.variant->tile(work.job, index * work.variant->lanes, work.scratch + slot * work.scratch_floats);
+  work.variant->tile(work.job, index * work.variant->lanes * work.variant->strips,
+                     work.scratch + slot * work.scratch_floats);
 }
 
 int32_t obs_sweep(const prune_bench_obs_sweep_params* params) {
@@ -118,11 +119,12 @@ int32_t obs_sweep(const prune_bench_obs_sweep_params* params) {
 
   Packed packed;
   if (!packed.build(p, chosen->width)) return PRUNE_BENCH_OUT_OF_MEMORY;
-  const int64_t tiles = (p.rows + chosen->lanes - 1) / chosen->lanes;
+  const int64_t tile_rows = static_cast<int64_t>(chosen->lanes) * chosen->strips;
+  const int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
   int64_t threads = p.threads == 0 ? Pool::default_threads() : p.threads;
   if (threads > tiles) threads = tiles;
   // A whole number of cache lines, so that threads share none.
-  const int64_t floats = (scratch_floats(chosen->lanes, p.columns) + 15) / 16 * 16;
+  const int64_t floats = (chosen->strips * scratch_floats(chosen->lanes, p.columns) + 15) / 16 * 16;
   Buffer<float> scratch = allocate<float>(threads * floats);
   if (!scratch) return PRUNE_BENCH_OUT_OF_MEMORY;
 

@@ -4,7 +4,7 @@
 
 namespace prune_bench {
 
-const SweepVariant kPortableSweep = {PRUNE_BENCH_ISA_PORTABLE, "portable", portable::kLanes, portable::kWidth,
-                                     portable::sweep_tile};
+const SweepVariant kPortableSweep = {PRUNE_BENCH_ISA_PORTABLE, "portable",       portable::kLanes,
+                                     portable::kStrips,        portable::kWidth, portable::sweep_tile};
 
 }  // namespace prune_bench

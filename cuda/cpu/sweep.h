@@ -19,17 +19,18 @@ struct SweepJob {
   const float* diagonal;  // [columns]
 };
 
-// One build of the sweep. A tile is `lanes` rows: a vector lane holds a row, so no operation crosses lanes.
+// One build of the sweep. A vector lane holds a row, so no operation crosses lanes; a tile is `strips` vectors of rows.
 struct SweepVariant {
   int32_t isa;
   const char* name;
   int lanes;
+  int strips;
   int width;  // of a panel
   void (*tile)(const SweepJob& job, int64_t first_row, float* scratch) noexcept;
 };
 
-// Floats of scratch that a tile needs: weights, errors and removal flags of its rows.
-constexpr int64_t scratch_floats(int lanes, int64_t columns) { return 3 * lanes * columns; }
+// Floats of scratch that a strip needs: weights and errors of its rows, and a removal bit for each weight.
+constexpr int64_t scratch_floats(int lanes, int64_t columns) { return lanes * (2 * columns + (columns + 31) / 32); }
 
 extern const SweepVariant kPortableSweep;
 #if defined(PRUNE_BENCH_X86)
