@@ -45,7 +45,7 @@ def command(ctx: click.Context, out: Path, as_json: bool) -> None:
         parts = ", ".join(f"{count} {state}" for state, count in counts.items())
         screen.print(f"cells: {over} of {total} over ({parts})")
     for cell in found["current"]:
-        screen.print(f"now: {cell}")
+        screen.print(f"{'now' if found['state'] == 'running' else 'stopped in'}: {cell}")
     screen.print(f"records: {', '.join(f'{n} {s}' for s, n in found['records'].items()) or 'none'}")
     for torn in found["damaged"]:
         screen.print(f"damaged: {torn}")

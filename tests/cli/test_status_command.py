@@ -103,6 +103,7 @@ def test_a_dead_run_says_how_to_resume(bench: Any, out: Path) -> None:
     result = bench("status")
     assert result.code == 0
     assert ": dead (process" in result.out
+    assert "stopped in: nano-opt sparsegpt 50% seed 0, prune 2/5" in result.out
     assert "resume with: bench run --models 'nano-*'" in result.out
 
 

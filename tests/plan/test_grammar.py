@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.plan.grammar import (
@@ -113,6 +113,7 @@ def test_wrong_sparsity(text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 999_999))
 def test_every_share_prints_as_itself(millionths: int) -> None:
     target = parse_sparsity(f"0.{millionths:06d}")
@@ -120,6 +121,7 @@ def test_every_share_prints_as_itself(millionths: int) -> None:
     assert parse_sparsity(str(target)) == target
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_any_pattern_with_n_below_m(keep: int, group: int) -> None:
     if keep < group:
@@ -248,6 +250,7 @@ def test_wrong_values_name_the_parameter(name: str, value: object, said: str) ->
     assert said in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
     said = []
