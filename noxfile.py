@@ -69,7 +69,10 @@ def wheel(session: nox.Session) -> None:
     target = Path(session.create_tmp()).resolve()
     session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(target), str(ROOT))
     built = max(target.glob("prune_bench-*.whl"), key=lambda path: path.stat().st_mtime)
-    session.install("-q", *PINS, "--force-reinstall", str(built))
+    session.install("-q", *PINS, str(built))
+    session.install(
+        "-q", "--no-deps", "--force-reinstall", str(built)
+    )  # the version number may not have changed
     check = (
         "import importlib.metadata as m, pathlib\n"
         "files = [pathlib.PurePosixPath(str(f)) for f in m.files('prune-bench')]\n"
@@ -79,7 +82,7 @@ def wheel(session: nox.Session) -> None:
         "assert any(f.suffix == '.safetensors' for f in files), 'the packaged models are missing'\n"
         "assert any('templates' in f.parts for f in files), 'the report templates are missing'\n"
         "from methods.kernels.operators import native_status\n"
-        "print(built := native_status()[0])\n"
+        "print(native_status()[0])\n"
     )
     session.chdir(target)  # away from the checkout, so that the installed packages are what is imported
     session.run("python", "-c", check)
