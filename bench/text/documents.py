@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -83,6 +83,10 @@ class Column(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return str(self._table[index][self._name])
+
+    def __iter__(self) -> Iterator[str]:
+        for rows in self._table.iter(batch_size=1000):
+            yield from rows[self._name]
 
 
 @dataclass(frozen=True)
