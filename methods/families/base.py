@@ -112,15 +112,14 @@ def padding(mask: Tensor | None, batch: int, length: int, device: torch.device) 
 def causal_bias(real: Tensor | None, length: int, like: Tensor, extra: Tensor | None = None) -> Tensor:
     """Additive bias [batch or 1, heads or 1, length, length] in ``like``'s dtype: causal, padding, ``extra``.
 
-    ``real`` is bool [batch, length] or None. A padding token sees itself, so that no row is masked whole: its
-    own output is meaningless but finite, and no real token ever sees it. Masked entries hold half the
-    dtype's lowest value: their weight is exactly 0, and kernels that scale by log2(e) do not overflow.
+    ``real`` is bool [batch, length] or None. Masked entries hold half the dtype's lowest value, not -inf:
+    their weight is 0 in any row with a real token, rows of left padding stay finite, and kernels that scale
+    scores by log2(e) do not overflow.
     """
     position = torch.arange(length, device=like.device)
     allowed = (position[None, :] <= position[:, None])[None, None]
     if real is not None:
-        itself = (position[None, :] == position[:, None])[None, None]
-        allowed = (allowed & real[:, None, None, :]) | itself
+        allowed = allowed & real[:, None, None, :]
     floor = torch.finfo(like.dtype).min / 2
     if extra is None:
         return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, floor)

@@ -6,14 +6,42 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import CONFIGS, logits, tiny
 
 from methods.errors import CheckpointError, UnsupportedModel, UserError
 from methods.families import family_of, shape_of
 from methods.families.base import ACTIVATIONS
 from methods.families.bloom import alibi_slopes
+from methods.families.rope import REQUIRED
+from methods.families.sizes import parameters, prunable
 
 HUGE = 10**30
+KEYS = [
+    "apply_residual_connection_post_layernorm",
+    "enable_bias",
+    "head_dim",
+    "hidden_act",
+    "n_embed",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "quantization_config",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "tie_word_embeddings",
+]
+ROPE_KEYS = [
+    "rope_type",
+    "type",
+    "factor",
+    "rope_theta",
+    "low_freq_factor",
+    "high_freq_factor",
+    "short_factor",
+]
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("opt", {"hidden_size": None}, "opt config has no hidden_size"),
     ("opt", {"hidden_size": "24"}, "hidden_size is '24'"),
@@ -50,6 +78,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
     ("llama", {"hidden_act": "exec"}, "hidden_act is 'exec'"),
     ("llama", {"rope_theta": -1}, "rope_theta is -1"),
+    ("llama", {"rope_theta": 10**400}, "rope_theta is 1000"),
     ("llama", {"rope_scaling": [1]}, r"rope_scaling is \[1\]; allowed is an object"),
     (
         "llama",
@@ -87,6 +116,37 @@ def test_impossible_configs_are_refused_in_one_line(family: str, changes: dict[s
         shape_of({"model_type": family, **CONFIGS[family], **changes})
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(list(REQUIRED)),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(ROPE_KEYS), inner, max_size=4)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(family=st.sampled_from(sorted(CONFIGS)), data=st.data())
+def test_any_json_gives_a_shape_or_a_named_refusal(family: str, data: st.DataObject) -> None:
+    keys = sorted(CONFIGS[family]) + KEYS
+    changes = data.draw(st.dictionaries(st.sampled_from(keys), ANYTHING, min_size=1, max_size=3))
+    refusal, config = "", {"model_type": family, **CONFIGS[family], **changes}
+    try:
+        shape = shape_of(config)
+    except UnsupportedModel as error:
+        refusal = str(error)
+    if refusal:
+        assert "\n" not in refusal
+    else:
+        assert shape.heads % shape.kv_heads == 0
+        assert parameters(shape) > prunable(shape) > 0
 
 
 @pytest.mark.parametrize("named", ["gpt2", None, 7, ["opt"], "Opt", "x" * 500, "a\nb"])
