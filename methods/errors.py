@@ -1,16 +1,16 @@
 """Named failures. The text of each is the one line that a user sees.
 
-    PruneBenchError
-    ├── UserError            wrong usage or bad input: exit code 2
-    │   ├── UnsupportedModel     a model this program cannot walk
-    │   └── UnsupportedTarget    a (method, model, target) that is refused, with the reason
-    ├── ModelUnavailable     missing, gated, offline: the cell fails, the grid goes on
-    ├── CheckpointError      corrupt, truncated or mismatching weights
-    ├── DataUnavailable      an evaluation or calibration text that cannot be had
-    ├── HessianError         no damping up to the bound makes the Hessian factor
-    ├── NonFiniteError       NaN or infinity in weights, activations or results
-    ├── StoreError           a results store that cannot be read or written
-    └── MachineError         disk, memory, network: a fault of the machine
+PruneBenchError
+├── UserError            wrong usage or bad input: exit code 2
+│   ├── UnsupportedModel     a model this program cannot walk
+│   └── UnsupportedTarget    a (method, model, target) that is refused, with the reason
+├── ModelUnavailable     missing, gated, offline: the cell fails, the grid goes on
+├── CheckpointError      corrupt, truncated or mismatching weights
+├── DataUnavailable      an evaluation or calibration text that cannot be had
+├── HessianError         no damping up to the bound makes the Hessian factor
+├── NonFiniteError       NaN or infinity in weights, activations or results
+├── StoreError           a results store that cannot be read or written
+└── MachineError         disk, memory, network: a fault of the machine
 """
 
 from __future__ import annotations

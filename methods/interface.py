@@ -89,8 +89,8 @@ class Matrix:
 class Arguments:
     """What a block needs beside hidden states, for one batch; rebuilt per batch by the family.
 
-    ``bias``: additive attention bias, broadcastable to [batch, heads, length, length], or None for plain causal;
-    ``cos``/``sin``: rotary tables [batch or 1, length, head_dim], or None.
+    ``bias``: additive attention bias, broadcastable to [batch, heads, length, length], or None for plain
+    causal; ``cos``/``sin``: rotary tables [batch or 1, length, head_dim], or None.
     """
 
     bias: Tensor | None = None
@@ -155,7 +155,9 @@ class Family(Protocol):
         """Per-batch arguments; ``mask`` [batch, length] is 1 for real tokens, ``like`` gives dtype and device."""
         ...
 
-    def embed(self, outer: OuterTensors, config: Mapping[str, Any], tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def embed(
+        self, outer: OuterTensors, config: Mapping[str, Any], tokens: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Tokens [batch, length] to the first block's input [batch, length, width]."""
         ...
 
@@ -294,7 +296,8 @@ class Run:
     """How to run a pruner: everything that is neither the model nor the method.
 
     ``hidden_budget``: bytes of hidden states kept in memory; what exceeds it lies on disk under ``work``.
-    ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity`` is equal.
+    ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity``
+    is equal.
     """
 
     seed: int = 0

@@ -19,12 +19,26 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     from methods.interface import Pruner
 
-__all__ = ["ENTRY_POINTS", "Method", "Parameter", "Spelling", "allocation_module", "allocations", "get", "method", "names", "parameters_of", "spelling"]
+__all__ = [
+    "ENTRY_POINTS",
+    "Method",
+    "Parameter",
+    "Spelling",
+    "allocation_module",
+    "allocations",
+    "get",
+    "method",
+    "names",
+    "parameters_of",
+    "spelling",
+]
 
 ENTRY_POINTS = "prune_bench.methods"
 """Entry-point group in which a package names its methods; each entry point is a ``Method``."""
 
-_SPELLING = re.compile(r"^(?P<rule>[a-z0-9_-]+)(?:@(?P<allocation>[a-z0-9_-]+))?(?P<refinements>(?:\+[a-z0-9_-]+)*)$")
+_SPELLING = re.compile(
+    r"^(?P<rule>[a-z0-9_-]+)(?:@(?P<allocation>[a-z0-9_-]+))?(?P<refinements>(?:\+[a-z0-9_-]+)*)$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +57,9 @@ class Parameter:
 class Method:
     """An entry of the registry.
 
-    ``factory`` is ``module:attribute``, called with the parameters by name: a ``Rule`` for layer-wise methods, a ``Pruner``
-    for others (``layerwise`` False). ``calibrated``: results depend on calibration text. ``sources``: modules beside the shared
-    ones whose change changes results.
+    ``factory`` is ``module:attribute``, called with the parameters by name: a ``Rule`` for layer-wise
+    methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
+    text. ``sources``: modules beside the shared ones whose change changes results.
     """
 
     name: str
@@ -73,7 +87,9 @@ class Spelling:
         return self.rule + at + "".join(f"+{name}" for name in self.refinements)
 
 
-_REFERENCE = Parameter(bool, False, "follow the published code to the letter (one weight more per block, ties)")
+_REFERENCE = Parameter(
+    bool, False, "follow the published code to the letter (one weight more per block, ties)"
+)
 
 _OURS = (
     Method(
@@ -91,7 +107,9 @@ _OURS = (
         paper="Frantar and Alistarh, arXiv 2301.00774",
         factory="methods.layerwise.sparsegpt:SparseGPT",
         parameters={
-            "percdamp": Parameter(float, 0.01, "damping, as a share of the Hessian's mean diagonal", minimum=0.0),
+            "percdamp": Parameter(
+                float, 0.01, "damping, as a share of the Hessian's mean diagonal", minimum=0.0
+            ),
             "blocksize": Parameter(int, 128, "columns per block", minimum=1),
             "reference": _REFERENCE,
         },
@@ -112,9 +130,13 @@ def _table() -> dict[str, Method]:
         try:
             found = point.load()
         except Exception as error:  # a broken plug-in must not take the others down
-            raise UserError(f"plug-in '{point.name}' cannot be loaded ({error}); uninstall or mend it") from None
+            raise UserError(
+                f"plug-in '{point.name}' cannot be loaded ({error}); uninstall or mend it"
+            ) from None
         if not isinstance(found, Method) or found.name != point.name:
-            raise UserError(f"plug-in '{point.name}' is no methods.registry.Method of that name; mend its entry point")
+            raise UserError(
+                f"plug-in '{point.name}' is no methods.registry.Method of that name; mend its entry point"
+            )
         if found.name in table:
             raise UserError(f"plug-in '{point.name}' takes the name of a method that exists; rename it")
         table[found.name] = found
@@ -153,7 +175,9 @@ def spelling(text: str) -> Spelling:
     """Parse ``rule[@allocation][+refinement]``. Raises UserError naming what is wrong and what is near."""
     found = _SPELLING.match(text.strip().lower())
     if not found:
-        raise UserError(f"method '{text}' is not spelled rule[@allocation][+refinement]; for example magnitude@global")
+        raise UserError(
+            f"method '{text}' is not spelled rule[@allocation][+refinement]; for example magnitude@global"
+        )
     entry = method(found["rule"])
     allocation = found["allocation"] or "uniform"
     if allocation not in _ALLOCATIONS:
@@ -162,7 +186,9 @@ def spelling(text: str) -> Spelling:
         seen = found["refinements"].lstrip("+").split("+")[0]
         raise UserError(f"refinement '{seen}' is unknown; no refinement is installed, leave out '+{seen}'")
     if allocation != "uniform" and not entry.layerwise:
-        raise UserError(f"method '{entry.name}' is not layer-wise and takes no allocation; leave out '@{allocation}'")
+        raise UserError(
+            f"method '{entry.name}' is not layer-wise and takes no allocation; leave out '@{allocation}'"
+        )
     return Spelling(entry.name, allocation)
 
 

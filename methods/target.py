@@ -69,7 +69,9 @@ class Target:
         except (ValueError, ZeroDivisionError):
             raise UserError(f"sparsity '{share}' is no number; use a share such as 0.5") from None
         if not 0 <= amount < 1:
-            raise UserError(f"sparsity {share} is not a share; use 0 <= sparsity < 1, such as 0.5 for half of the weights")
+            raise UserError(
+                f"sparsity {share} is not a share; use 0 <= sparsity < 1, such as 0.5 for half of the weights"
+            )
         return DENSE if amount == 0 else cls("unstructured", amount)
 
     @property
@@ -81,7 +83,9 @@ class Target:
         suffix = f"+{self.bits}bit" if self.bits else ""
         if self.kind == "nm":
             return f"{self.keep}:{self.group}{suffix}"
-        prefix = {"dense": "", "unstructured": "", "slice": "slice", "params": "params-", "bytes": "bytes-"}[self.kind]
+        prefix = {"dense": "", "unstructured": "", "slice": "slice", "params": "params-", "bytes": "bytes-"}[
+            self.kind
+        ]
         return f"{prefix}{float(self.amount * 100):.10g}%{suffix}"
 
 

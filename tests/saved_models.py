@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-
 from tiny_models import tiny
 
 __all__ = ["saved", "saved_with_tokenizer"]
 
 
-def saved(folder: Path, family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> Path:
+def saved(
+    folder: Path, family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
+) -> Path:
     """Save a random model of ``family`` to ``folder`` in ``dtype``; returns the folder."""
     torch.manual_seed(seed)
     model, source = tiny(family, **overrides)

@@ -7,4 +7,4 @@ __all__ = ["available"]
 
 def available() -> tuple[str, ...]:
     """Evaluations that ``--eval`` takes; free of torch."""
-    return ("perplexity",)
+    return ("perplexity", "zeroshot", "decode")

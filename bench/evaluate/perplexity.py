@@ -1,7 +1,7 @@
 """Perplexity, divergence from the dense model and flip rate, streamed block by block over fixed windows.
 
-Perplexity is that of the one-shot pruning papers: disjoint windows, the mean loss of each over its length - 1 predicted
-tokens, exp of the mean over windows (arXiv 2301.00774, section 4.1).
+Perplexity is that of the one-shot pruning papers: disjoint windows, the mean loss of each over its length - 1
+predicted tokens, exp of the mean over windows (arXiv 2301.00774, section 4.1).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from methods.interface import BlockSource, Observer, Run, batches
+from methods.interface import BlockSource, Run, batches
 from methods.stream.hidden import HiddenStates
 from methods.stream.sink import write_tensors
 
@@ -32,7 +32,8 @@ _LOGIT_BYTES = 64 << 20  # float32 logits held at once
 class Scores:
     """Per-window means over predicted tokens, float64 [windows]: loss in nat/token, KL to dense, share of changed argmax.
 
-    ``divergence`` and ``flips`` are None for the dense model itself. ``predicted`` counts predicted tokens of all windows.
+    ``divergence`` and ``flips`` are None for the dense model itself. ``predicted`` counts predicted tokens of
+    all windows.
     """
 
     loss: NDArray[np.float64]
@@ -95,9 +96,10 @@ def score(
 ) -> Scores:
     """Score windows [windows, length] int64 under ``source``.
 
-    With ``dense``, ``dense_states`` (made by an earlier call on the dense model) gives divergence and flips; without, this is
-    the dense model, whose states are kept there. One block is in memory at a time, hidden states within the budget of
-    ``run``, and never more than a slice of the vocabulary's logits. Raises CheckpointError, MachineError.
+    With ``dense``, ``dense_states`` (made by an earlier call on the dense model) gives divergence and flips;
+    without, this is the dense model, whose states are kept there. One block is in memory at a time, hidden
+    states within the budget of ``run``, and never more than a slice of the vocabulary's logits. Raises
+    CheckpointError, MachineError.
     """
     began = time.perf_counter()
     count, length = windows.shape
@@ -110,7 +112,9 @@ def score(
     run.observer.phase("perplexity", len(sections) * source.shape.blocks + count)
     done = 0
     for section in sections:
-        hidden = HiddenStates((section.stop - section.start, length, source.shape.width), source.dtype, source.device, run)
+        hidden = HiddenStates(
+            (section.stop - section.start, length, source.shape.width), source.dtype, source.device, run
+        )
         for _ in _forward(source, windows[section], hidden, run):
             done += 1
             run.observer.step(done)
@@ -194,4 +198,8 @@ class _Scorer:
             flips += float((found.argmax(-1) != expected.argmax(-1)).sum())
             divergence += float(functional.kl_div(found, expected, reduction="sum", log_target=True))
         count = len(targets)
-        return loss / count, max(0.0, divergence / count) if divergence == divergence else math.nan, flips / count
+        return (
+            loss / count,
+            max(0.0, divergence / count) if divergence == divergence else math.nan,
+            flips / count,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import TracebackType
 
 import psutil
@@ -15,7 +16,7 @@ _PERIOD = 0.005
 def anonymous_bytes() -> int:
     """Resident memory of this process that no file backs, in bytes; all resident memory where the system does not say."""
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        with Path("/proc/self/status").open(encoding="ascii", errors="replace") as file:
             for line in file:
                 if line.startswith("RssAnon:"):
                     return int(line.split()[1]) * 1024
@@ -27,8 +28,8 @@ def anonymous_bytes() -> int:
 class PeakMemory:
     """Samples memory while its body runs: ``base`` at entry, ``peak`` highest seen, in bytes.
 
-    On a GPU it is the allocator's own peak; on the CPU anonymous resident memory every 5 ms, so that mapped checkpoint
-    files (which the system can drop) do not count.
+    On a GPU it is the allocator's own peak; on the CPU anonymous resident memory every 5 ms, so that mapped
+    checkpoint files (which the system can drop) do not count.
     """
 
     def __init__(self, device: str = "cpu") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.evaluate.perplexity import DenseStates
-from bench.measure.machine import commit, environment, versions
+from bench.measure.machine import commit, environment
 from bench.plan.cells import Cell
 from bench.results.records import Record, now
 from bench.results.segments import Store
@@ -50,7 +50,11 @@ class CellRunner:
         subject = self.subjects.get(cell.model)
         keys = subject.keys(cell, machine)
         folder = self.out / "checkpoints" / _folder_name(cell, keys)
-        wanted = [phase for phase in ("prune", *cell.evaluations) if force or self._key(cell, keys, phase) not in self.done]
+        wanted = [
+            phase
+            for phase in ("prune", *cell.evaluations)
+            if force or self._key(cell, keys, phase) not in self.done
+        ]
         unsaved = save and not cell.dense and (force or not folder.exists())
         if not wanted and not unsaved:
             return Ended("cached", self._summary(keys))
@@ -69,11 +73,13 @@ class CellRunner:
         return Ended("done", self._summary(keys))
 
     def ended_badly(self, cell: Cell, status: str, reason: str) -> None:
-        """Record a refusal or a failure of a cell, unless that very record is already there."""
+        """Record a refusal or a failure of a cell, unless the last word on it is the very same."""
         machine = environment(cell.device, cell.threads)
         keys = keys_without_model(cell, machine)
-        known = (keys.cell, status, reason)
-        if known in {(record.cell, record.status, record.reason) for record in self.store.records()}:
+        wanted = (cell.model, cell.method, cell.target, cell.seed)
+        known = [r for r in self.store.history() if (r.model, r.method, r.target, r.seed) == wanted]
+        last = max(known, key=lambda record: record.finished, default=None)
+        if last is not None and (last.cell, last.status, last.reason) == (keys.cell, status, reason):
             return
         moment = now()
         self.store.append(
@@ -150,7 +156,11 @@ class CellRunner:
             "dtype": cell.dtype,
             "calibration": cell.calibration.id if cell.calibration else "",
             "protocol": cell.evaluation.id if evaluating else "",
-            "parameters": {**dict(cell.parameters), "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
+            "parameters": {
+                **dict(cell.parameters),
+                "schedule": cell.schedule,
+                "hessian_dtype": cell.hessian_dtype,
+            }
             if not cell.dense
             else {},
         }
@@ -158,9 +168,8 @@ class CellRunner:
     def _provenance(self, subject: Subject | None, machine: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {
             "environment": machine,
-            "versions": versions(),
             "commit": commit(),
-            "command": list(self.command),
+            "command": ["bench", *self.command],
         }
         if subject is not None:
             checkpoint = subject.checkpoint
@@ -196,5 +205,10 @@ class CellRunner:
 
 
 def _folder_name(cell: Cell, keys: Keys) -> str:
-    parts = [cell.model.removeprefix("path:").strip("/").replace("/", "-"), cell.method, cell.target, keys.cell[:8]]
+    parts = [
+        cell.model.removeprefix("path:").strip("/").replace("/", "-"),
+        cell.method,
+        cell.target,
+        keys.cell[:8],
+    ]
     return "_".join(parts).replace(":", "of").replace("%", "pct")

@@ -32,12 +32,14 @@ class Outcome:
     interrupted: bool = False
 
 
-def execute(plan: Plan, out: Path, observer: GridObserver, *, force: bool = False, save: bool = False) -> Outcome:
+def execute(
+    plan: Plan, out: Path, observer: GridObserver, *, force: bool = False, save: bool = False
+) -> Outcome:
     """Run a plan into ``out``; what is stored already is not done again.
 
-    A cell that fails or is refused becomes a record and the grid goes on; Ctrl-C or SIGTERM leaves a state from which the
-    same command goes on. Raises UserError where another run holds ``out``, MachineError and StoreError where results cannot
-    be written.
+    A cell that fails or is refused becomes a record and the grid goes on; Ctrl-C or SIGTERM leaves a state
+    from which the same command goes on. Raises UserError where another run holds ``out``, MachineError and
+    StoreError where results cannot be written.
     """
     with held(out), _termination(), Store(out, create=True) as store:
         live = LiveObserver(out, observer, plan.settings.command)
@@ -76,10 +78,13 @@ def _run(runner: CellRunner, live: LiveObserver, index: int, cell: Cell, *, forc
         status = "refused" if isinstance(error, UnsupportedModel | UnsupportedTarget) else "failed"
         return _badly(runner, live, index, cell, status, str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        reason = f"out of memory on {cell.device} ({_line(error)}); use a smaller --hidden-budget, fewer samples or another device"
+        mend = "use a smaller --hidden-budget, fewer samples or another device"
+        reason = f"out of memory on {cell.device} ({_line(error)}); {mend}"
         return _badly(runner, live, index, cell, "failed", reason)
     except Exception as error:  # one broken cell must not take the grid down; the traceback is kept
-        path = runner.out / "errors" / f"{cell.model.rpartition('/')[2]}-{cell.method}-{os.getpid()}-{index}.txt"
+        path = (
+            runner.out / "errors" / f"{cell.model.rpartition('/')[2]}-{cell.method}-{os.getpid()}-{index}.txt"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc(), encoding="utf-8")
         reason = f"{type(error).__name__}: {_line(error)}; traceback in {path}"
@@ -108,7 +113,7 @@ def _line(error: BaseException) -> str:
 def _termination() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does: cleanly, with what is finished kept."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     try:

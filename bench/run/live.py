@@ -32,11 +32,17 @@ def held(out: Path) -> Iterator[None]:
         lock = FileLock(out / "run.lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"--out {out} is in use by {_holder(out)}; wait for it, stop it, or choose another --out") from None
+        raise UserError(
+            f"--out {out} is in use by {_holder(out)}; wait for it, stop it, or choose another --out"
+        ) from None
     except OSError as error:
-        raise MachineError(f"--out {out}: cannot be used ({error.strerror or error}); choose another folder") from None
+        raise MachineError(
+            f"--out {out}: cannot be used ({error.strerror or error}); choose another folder"
+        ) from None
     try:
-        write_json(out / "run.holder.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+        write_json(
+            out / "run.holder.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+        )
         yield
     finally:
         with suppress(OSError):

@@ -63,9 +63,12 @@ def source_of(cell: Cell, subject: Subject, overlay: Path | None = None) -> Chec
 def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figures:
     """Prune the model into ``blocks``; goes on where a killed prune of the same identity stopped."""
     drawn = (
-        subject.calibration(cell.calibration, cell.seed or 0, cell.data_dir) if cell.calibration is not None else None
+        subject.calibration(cell.calibration, cell.seed or 0, cell.data_dir)
+        if cell.calibration is not None
+        else None
     )
-    assert cell.heldout is not None  # every pruning cell names its held-out text
+    if cell.heldout is None:
+        raise ValueError(f"{cell.name}: a pruning cell names its held-out text")
     heldout = subject.heldout(cell.heldout, cell.data_dir)
     kept = torch.from_numpy(heldout.tokens)
     calibration = Calibration(
@@ -169,7 +172,9 @@ def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:
         Metric(name="peak_memory", unit="byte", value=memory.peak),
     ]
     for name in ("calibration_error", "heldout_error"):
-        known = [(m.rows * m.columns, getattr(m, name)) for m in report.matrices if getattr(m, name) is not None]
+        known = [
+            (m.rows * m.columns, getattr(m, name)) for m in report.matrices if getattr(m, name) is not None
+        ]
         if known:
             mean = sum(size * error for size, error in known) / sum(size for size, _ in known)
             metrics.append(Metric(name=name, unit="1", value=mean))
@@ -184,7 +189,10 @@ def _layer_warnings(matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
     """Matrices whose output is worse than no output at all (relative error above 1), the worst first."""
     bad = [m for m in matrices if m.heldout_error is not None and not m.heldout_error <= 1]
     bad.sort(key=lambda m: -(m.heldout_error if m.heldout_error == m.heldout_error else math.inf))
-    return tuple(f"block {m.block} {m.name}: held-out output error {m.heldout_error:.3g} of its energy" for m in bad[:5])
+    return tuple(
+        f"block {m.block} {m.name}: held-out output error {m.heldout_error:.3g} of its energy"
+        for m in bad[:5]
+    )
 
 
 def _loss_warnings(loss: float, vocabulary: int) -> tuple[str, ...]:

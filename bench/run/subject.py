@@ -78,7 +78,9 @@ class Subject:
     def keys(self, cell: Cell, environment: dict[str, Any]) -> Keys:
         """Digests of a cell on this model; makes its windows, since other text is another cell."""
         evaluated = self.evaluation(cell.evaluation, cell.data_dir)
-        drawn: dict[str, str] = {"code": evaluation_sources("size") if cell.dense else prune_sources(cell.method)}
+        drawn: dict[str, str] = {
+            "code": evaluation_sources("size") if cell.dense else prune_sources(cell.method)
+        }
         if cell.calibration is not None and cell.seed is not None:
             drawn["calibration"] = _hash(self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens)
         if cell.heldout is not None:
@@ -113,7 +115,9 @@ class Subjects:
     def keep_only(self, model: str) -> None:
         """Forget the windows of other models."""
         self._made = {
-            name: found for name, found in self._made.items() if name == model or isinstance(found, PruneBenchError)
+            name: found
+            for name, found in self._made.items()
+            if name == model or isinstance(found, PruneBenchError)
         }
 
 

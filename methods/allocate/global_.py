@@ -23,7 +23,8 @@ _HALF = 1 << 16
 class Global:
     """Counts per matrix such that the removed weights are exactly the smallest of the whole model.
 
-    Equal magnitudes at the threshold go by block, matrix and index. Three passes over the weights, one block in memory.
+    Equal magnitudes at the threshold go by block, matrix and index. Three passes over the weights, one block
+    in memory.
     """
 
     name: str = "global"
@@ -80,5 +81,7 @@ def _bit_patterns(source: BlockSource) -> Iterator[tuple[int, str, Tensor]]:
         for matrix in matrices:
             weight = block[f"{matrix.name}.weight"].float().abs().flatten()
             if not bool(torch.isfinite(weight).all()):
-                raise NonFiniteError(f"block {index} {matrix.name}: its weights hold NaN or infinity; check the checkpoint")
+                raise NonFiniteError(
+                    f"block {index} {matrix.name}: its weights hold NaN or infinity; check the checkpoint"
+                )
             yield index, matrix.name, weight.view(torch.int32)

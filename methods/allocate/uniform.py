@@ -28,5 +28,9 @@ class Uniform:
         if target.kind == "nm":
             budgets = {matrix.name: Budget(keep=target.keep, group=target.group) for matrix in matrices}
         else:
-            budgets = {matrix.name: Budget(remove=round_half_up(target.amount * matrix.size)) for matrix in matrices}
-        return {(index, name): budget for index in range(source.shape.blocks) for name, budget in budgets.items()}
+            budgets = {
+                matrix.name: Budget(remove=round_half_up(target.amount * matrix.size)) for matrix in matrices
+            }
+        return {
+            (index, name): budget for index in range(source.shape.blocks) for name, budget in budgets.items()
+        }

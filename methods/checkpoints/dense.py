@@ -48,7 +48,9 @@ def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 <
         places, total = _write_shards(source, partial, shard_bytes)
         names = sorted(set(places.values()))
         final = {
-            name: f"model-{number + 1:05d}-of-{len(names):05d}.safetensors" if len(names) > 1 else "model.safetensors"
+            name: f"model-{number + 1:05d}-of-{len(names):05d}.safetensors"
+            if len(names) > 1
+            else "model.safetensors"
             for number, name in enumerate(names)
         }
         for name in names:
@@ -56,7 +58,10 @@ def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 <
         if len(names) > 1:
             write_json(
                 partial / "model.safetensors.index.json",
-                {"metadata": {"total_size": total}, "weight_map": {key: final[place] for key, place in places.items()}},
+                {
+                    "metadata": {"total_size": total},
+                    "weight_map": {key: final[place] for key, place in places.items()},
+                },
             )
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)

@@ -16,8 +16,8 @@ __all__ = ["Magnitude", "magnitude_mask"]
 def magnitude_mask(weight: Tensor, budget: Budget, *, reference: bool = False) -> Tensor:
     """Mask [rows, columns, bool] of the smallest |w|, compared in float32.
 
-    ``reference`` follows SparseGPT's ``--gmp``: everything at or below the element ⌊numel · sparsity⌋ of the sorted
-    magnitudes, so at least one weight more than asked (unstructured only; N:M has one rule).
+    ``reference`` follows SparseGPT's ``--gmp``: everything at or below the element ⌊numel · sparsity⌋ of the
+    sorted magnitudes, so at least one weight more than asked (unstructured only; N:M has one rule).
     """
     scores = weight.abs().float()
     if budget.group:

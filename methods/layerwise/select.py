@@ -44,7 +44,8 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 def smallest_in_groups(scores: Tensor, keep: int, group: int) -> Tensor:
     """Mask [rows, columns, bool] of the ``group - keep`` smallest of every ``group`` consecutive scores of a row.
 
-    Equal scores go lowest index first. ``columns`` must be a multiple of ``group``. Raises NonFiniteError for NaN scores.
+    Equal scores go lowest index first. ``columns`` must be a multiple of ``group``. Raises NonFiniteError for
+    NaN scores.
     """
     rows, columns = scores.shape
     if bool(torch.isnan(scores).any()):

@@ -24,7 +24,10 @@ def row_grid(weight: Tensor, bits: int) -> Grid:
     low = weight.min(dim=1).values.clamp(max=0)
     high = weight.max(dim=1).values.clamp(min=0)
     empty = (low == 0) & (high == 0)
-    low, high = torch.where(empty, -torch.ones_like(low), low), torch.where(empty, torch.ones_like(high), high)
+    low, high = (
+        torch.where(empty, -torch.ones_like(low), low),
+        torch.where(empty, torch.ones_like(high), high),
+    )
     levels = 2**bits
     scale = (high - low) / (levels - 1)
     return Grid(scale=scale, zero=torch.round(-low / scale), levels=levels)
@@ -41,10 +44,11 @@ def sparsegpt(
 ) -> tuple[Tensor, Tensor, float]:
     """Prune weight [rows, columns] float32 in place; returns it, the mask of what was removed, and the loss.
 
-    Blocks of ``blocksize`` columns, left to right. Unstructured: at each block the smallest w²/U_jj² over all rows, with
-    weights as already compensated; the block's share of the budget is exact. N:M: chosen inside the sweep, per row.
-    The loss is Σ (w - q)² / 2U_jj², half the rise of the damped quadratic form. ``reference`` keeps the published code's
-    choices: dead inputs' weights zeroed beforehand, everything at or below the threshold removed.
+    Blocks of ``blocksize`` columns, left to right. Unstructured: at each block the smallest w²/U_jj² over all
+    rows, with weights as already compensated; the block's share of the budget is exact. N:M: chosen inside
+    the sweep, per row. The loss is Σ (w - q)² / 2U_jj², half the rise of the damped quadratic form.
+    ``reference`` keeps the published code's choices: dead inputs' weights zeroed beforehand, everything at or
+    below the threshold removed.
     """
     rows, columns = weight.shape
     if budget.group:
@@ -94,7 +98,8 @@ class SparseGPT:
 
     def solve(self, problem: Problem) -> Solution:
         """Prune with the stage's shared factor. Raises HessianError, NonFiniteError."""
-        assert problem.moments is not None  # the walk gives moments to every rule that needs them
+        if problem.moments is None:
+            raise ValueError("sparsegpt needs moments of the layer's inputs")
         factor = problem.moments.factor(self.percdamp, reference=self.reference)
         weight, mask, _ = sparsegpt(
             problem.weight, factor, problem.budget, blocksize=self.blocksize, reference=self.reference

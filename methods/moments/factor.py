@@ -36,10 +36,10 @@ class Factor:
 def factorise(hessian: Tensor, percdamp: float, *, reference: bool = False, where: str = "matrix") -> Factor:
     """U with H⁻¹ = UᵀU, H damped by ``percdamp`` of its mean diagonal (SparseGPT, arXiv 2301.00774, section 3.3).
 
-    ``hessian`` [columns, columns], float32 or float64, symmetric; only read. Reversing rows and columns, H = P L Lᵀ P gives
-    U = P L⁻¹ P: the factor that the published code gets from three calls, here from one factorisation.
-    A Hessian that does not factor is tried again in float64 with ten times the damping, up to a bound;
-    ``reference`` treats dead inputs as the published code does (H_jj = 1). Raises HessianError.
+    ``hessian`` [columns, columns], float32 or float64, symmetric; only read. Reversing rows and columns, H =
+    P L Lᵀ P gives U = P L⁻¹ P: the factor that the published code gets from three calls, here from one
+    factorisation. A Hessian that does not factor is tried again in float64 with ten times the damping, up to
+    a bound; ``reference`` treats dead inputs as the published code does (H_jj = 1). Raises HessianError.
     """
     diagonal = hessian.diagonal()
     dead = diagonal == 0

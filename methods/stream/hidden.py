@@ -15,11 +15,13 @@ __all__ = ["HiddenStates"]
 class HiddenStates:
     """One tensor [windows, length, width], updated window by window in place.
 
-    Within the budget it lies on the compute device (or in host memory where the device has too little left); beyond it,
-    in a file under ``run.work`` that the system maps, so that it costs no anonymous memory.
+    Within the budget it lies on the compute device (or in host memory where the device has too little left);
+    beyond it, in a file under ``run.work`` that the system maps, so that it costs no anonymous memory.
     """
 
-    def __init__(self, size: tuple[int, int, int], dtype: torch.dtype, device: torch.device, run: Run) -> None:
+    def __init__(
+        self, size: tuple[int, int, int], dtype: torch.dtype, device: torch.device, run: Run
+    ) -> None:
         self.device = device
         self.nbytes = size[0] * size[1] * size[2] * dtype.itemsize
         self._file: Path | None = None

@@ -47,11 +47,15 @@ class ResumePoint:
                 return None
             hidden = load_file(self.folder / str(state["hidden"]))["hidden"]
             reports = tuple(MatrixReport(**report) for report in state["reports"])
-            return Progress(int(state["next"]), hidden, reports, {k: float(v) for k, v in state["seconds"].items()})
+            return Progress(
+                int(state["next"]), hidden, reports, {k: float(v) for k, v in state["seconds"].items()}
+            )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
-    def save(self, following: int, hidden: Tensor, reports: Sequence[MatrixReport], seconds: dict[str, float]) -> None:
+    def save(
+        self, following: int, hidden: Tensor, reports: Sequence[MatrixReport], seconds: dict[str, float]
+    ) -> None:
         """Blocks before ``following`` are on disk; ``hidden`` enters it. Raises MachineError."""
         name = f"hidden-{following:05d}.safetensors"
         write_tensors(self.folder / name, {"hidden": hidden})
@@ -68,5 +72,3 @@ class ResumePoint:
         for path in self.folder.glob("hidden-*.safetensors"):
             if path.name != name:
                 path.unlink(missing_ok=True)
-
-

@@ -18,12 +18,18 @@ from methods.interface import Block
 __all__ = ["BlockFolder", "write_json", "write_tensors"]
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file whole or not at all: a temporary file, fsync, rename. Raises MachineError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
+        save_file(
+            {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
+            temporary,
+            metadata,
+        )
         _sync(temporary)
         temporary.replace(path)
     except Exception as error:
@@ -54,7 +60,9 @@ def _sync(path: Path) -> None:
 def _machine_error(path: Path, error: Exception) -> MachineError:
     # safetensors wraps the system's error in one of its own, so only the text is left
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-    return MachineError(f"{path}: cannot be written ({reason}); free some space or choose another --out, then run again")
+    return MachineError(
+        f"{path}: cannot be written ({reason}); free some space or choose another --out, then run again"
+    )
 
 
 class BlockFolder:
@@ -88,5 +96,3 @@ class BlockFolder:
     def total_bytes(self) -> int:
         """Bytes of all finished blocks on disk."""
         return sum(path.stat().st_size for path in self.folder.glob("block-*.safetensors"))
-
-

@@ -26,7 +26,9 @@ def config_of(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); a model folder holds config.json") from None
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); a model folder holds config.json"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}); fetch the model again") from None
     if not isinstance(config, dict):
@@ -42,7 +44,7 @@ class TensorFiles:
         self._open: dict[Path, Any] = {}
         self.places: dict[str, Path] = {}
         for path in self._files():
-            for name in self._handle(path).keys():
+            for name in self._handle(path).keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 self.places[name] = path
 
     def _files(self) -> list[Path]:
@@ -50,10 +52,14 @@ class TensorFiles:
         if not index.exists():
             files = sorted(self.folder.glob("*.safetensors"))
             if not files:
-                raise CheckpointError(f"{self.folder}: holds no .safetensors file; convert it with `bench pull`")
+                raise CheckpointError(
+                    f"{self.folder}: holds no .safetensors file; convert it with `bench pull`"
+                )
             return files
         try:
-            named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            named = {
+                str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            }
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             raise CheckpointError(f"{index}: not a safetensors index; fetch the model again") from None
         for name in named:
@@ -67,25 +73,31 @@ class TensorFiles:
                 self._open[path] = safe_open(str(path), framework="pt", device="cpu").__enter__()
             except (SafetensorError, OSError, ValueError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise CheckpointError(f"{path}: not a whole safetensors file ({reason}); fetch it again") from None
+                raise CheckpointError(
+                    f"{path}: not a whole safetensors file ({reason}); fetch it again"
+                ) from None
         return self._open[path]
 
     def get(self, name: str) -> Tensor:
         """The tensor as stored, backed by the file. Raises CheckpointError."""
         if name not in self.places:
-            raise CheckpointError(f"{self.folder}: has no tensor '{name}'; the weights do not match the config")
+            raise CheckpointError(
+                f"{self.folder}: has no tensor '{name}'; the weights do not match the config"
+            )
         try:
             tensor: Tensor = self._handle(self.places[name]).get_tensor(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.places[name]}: '{name}' cannot be read ({str(error).splitlines()[0]})") from None
+            raise CheckpointError(
+                f"{self.places[name]}: '{name}' cannot be read ({str(error).splitlines()[0]})"
+            ) from None
         return tensor
 
 
 class CheckpointSource:
     """A local Hugging Face folder as a BlockSource.
 
-    ``overlay``: a folder of finished blocks (see ``stream.sink``) that replace the checkpoint's. Blocks come in ``dtype`` on
-    ``device``; ``raw_block`` gives them as stored. Raises CheckpointError, UnsupportedModel.
+    ``overlay``: a folder of finished blocks (see ``stream.sink``) that replace the checkpoint's. Blocks come
+    in ``dtype`` on ``device``; ``raw_block`` gives them as stored. Raises CheckpointError, UnsupportedModel.
     """
 
     def __init__(

@@ -63,7 +63,9 @@ class _Walk:
         raw = self.source.raw_block(index)
         for name, tensor in raw.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(f"block {index} {name}: the checkpoint holds NaN or infinity; fetch the model again")
+                raise NonFiniteError(
+                    f"block {index} {name}: the checkpoint holds NaN or infinity; fetch the model again"
+                )
         return self.source.block(index), raw
 
     def prune_block(self, index: int, block: Block, raw: Block) -> None:
@@ -87,7 +89,7 @@ class _Walk:
             for matrix in stage.matrices:
                 solved = self._solve(index, matrix, raw, stage.moments)
                 block[f"{matrix.name}.weight"] = solved
-            self._heldout(index, first, raw, block, stage)
+            self._heldout(first, raw, block, stage)
 
     def _blockwise(self, index: int, block: Block, raw: Block) -> None:
         stages = list(self._stages(index))
@@ -171,7 +173,7 @@ class _Walk:
             )
         return weight
 
-    def _heldout(self, index: int, first: int, raw: Block, block: Block, stage: _Stage) -> None:
+    def _heldout(self, first: int, raw: Block, block: Block, stage: _Stage) -> None:
         stage.moments = None  # the Hessian's memory is not needed any more
         with self.clock("error"):
             errors = self._errors(stage, raw, block)
@@ -212,7 +214,10 @@ class _OutputErrors:
 
     def relative(self) -> list[float | None]:
         """|X ΔWᵀ|² / |X Wᵀ|² of each matrix; None where nothing was added."""
-        return [change / whole if whole > 0 else (None if change == 0 else float("inf")) for change, whole in self._sums]
+        return [
+            change / whole if whole > 0 else (None if change == 0 else float("inf"))
+            for change, whole in self._sums
+        ]
 
 
 @torch.no_grad()
@@ -227,9 +232,10 @@ def walk(
 ) -> PruneReport:
     """Prune every block of ``source`` into ``sink``; goes on from ``run.work`` where a killed walk left off.
 
-    ``sequential`` prunes in data-flow order with one forward pass: each matrix sees inputs made by pruned weights before
-    it. ``blockwise`` is the published SparseGPT code's schedule: all Hessians of a block from its dense weights, then a
-    second forward. Raises NonFiniteError, HessianError, CheckpointError, MachineError.
+    ``sequential`` prunes in data-flow order with one forward pass: each matrix sees inputs made by pruned
+    weights before it. ``blockwise`` is the published SparseGPT code's schedule: all Hessians of a block from
+    its dense weights, then a second forward. Raises NonFiniteError, HessianError, CheckpointError,
+    MachineError.
     """
     pruning = _Walk(source, calibration, solver, run, needs_moments=needs_moments)
     point = ResumePoint(run.work, run.identity) if run.work is not None else None
@@ -267,5 +273,9 @@ def _seconds(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def _note(reports: list[MatrixReport], index: int) -> str:
-    errors = [report.heldout_error for report in reports if report.block == index and report.heldout_error is not None]
+    errors = [
+        report.heldout_error
+        for report in reports
+        if report.block == index and report.heldout_error is not None
+    ]
     return f"held-out error {sum(errors) / len(errors):.4f}" if errors else ""

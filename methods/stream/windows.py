@@ -26,8 +26,8 @@ class Part:
 class WindowStates:
     """States of all windows entering a block, and what lies between its stages.
 
-    A carry of one tensor replaces the window's state in place; a wider one is kept where the budget allows and is otherwise
-    computed again from the last state: the same operations, so the same bits.
+    A carry of one tensor replaces the window's state in place; a wider one is kept where the budget allows
+    and is otherwise computed again from the last state: the same operations, so the same bits.
     """
 
     def __init__(self, source: BlockSource, tokens: Tensor, counted: int, run: Run) -> None:
@@ -53,7 +53,9 @@ class WindowStates:
         """Fill the states with the first block's inputs."""
         for part in self.parts:
             ids = tokens[part.windows].to(self.source.device)
-            self.hidden.put(part.windows, self.source.family.embed(self.source.outer, self.source.config, ids, None))
+            self.hidden.put(
+                part.windows, self.source.family.embed(self.source.outer, self.source.config, ids, None)
+            )
 
     def enter(self) -> None:
         """Start a block: every window's state is that block's input."""

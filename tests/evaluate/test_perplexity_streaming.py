@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saved_models import saved
 from transformers import AutoModelForCausalLM
 
 from bench.evaluate import perplexity
@@ -16,7 +17,6 @@ from methods.registry import get
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
 from methods.target import Target
-from saved_models import saved
 
 _FAMILIES = ("opt", "bloom", "llama")
 _WINDOWS = torch.randint(3, 101, (7, 20), generator=torch.Generator().manual_seed(3))

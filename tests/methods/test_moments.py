@@ -72,7 +72,9 @@ def test_singular_hessian_escalates_and_says_so() -> None:
 
 def test_hopeless_hessian_is_an_error_that_names_the_place() -> None:
     broken = -torch.eye(4)
-    with pytest.raises(HessianError, match=r"block 3 fc1: the Hessian does not factor.*more calibration samples"):
+    with pytest.raises(
+        HessianError, match=r"block 3 fc1: the Hessian does not factor.*more calibration samples"
+    ):
         factorise(broken - 1e6 * torch.ones(4, 4), 0.01, where="block 3 fc1")
 
 

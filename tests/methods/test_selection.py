@@ -30,7 +30,7 @@ def test_smallest_counts_row_major_and_leaves_views_alone() -> None:
     assert mask.flatten().tolist() == [True] * 5 + [False] * 19
 
 
-@pytest.mark.parametrize("keep, group", [(2, 4), (4, 8), (1, 2), (3, 7), (1, 16)])
+@pytest.mark.parametrize(("keep", "group"), [(2, 4), (4, 8), (1, 2), (3, 7), (1, 16)])
 def test_groups_lose_exactly_their_share(keep: int, group: int) -> None:
     torch.manual_seed(keep * group)
     scores = torch.randint(0, 3, (5, 3 * group)).float()

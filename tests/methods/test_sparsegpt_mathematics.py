@@ -89,7 +89,9 @@ def test_least_squares_beats_sparsegpt_beats_no_update_for_one_mask() -> None:
             kept = ~mask[row]
             solved = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ dense[row].double())
             best[row, kept] = solved.float()
-        lower, ours, none = (_error(inputs, dense, other) for other in (best, weight, dense.masked_fill(mask, 0)))
+        lower, ours, none = (
+            _error(inputs, dense, other) for other in (best, weight, dense.masked_fill(mask, 0))
+        )
         assert lower <= ours * (1 + 1e-6)
         gains.append(none / ours)
     assert sum(gains) / len(gains) > 1
@@ -156,7 +158,7 @@ def test_reference_magnitude_takes_everything_at_the_threshold() -> None:
     assert int(magnitude_mask(weight, Budget(remove=0), reference=True).sum()) == 0
 
 
-@pytest.mark.parametrize("seed, share", list(itertools.product(range(3), (0.5, 0.7))))
+@pytest.mark.parametrize(("seed", "share"), list(itertools.product(range(3), (0.5, 0.7))))
 def test_sparsegpt_beats_magnitude_on_correlated_inputs(seed: int, share: float) -> None:
     dense, inputs = _layer(seed)
     budget = Budget(remove=round(share * dense.numel()))

@@ -22,7 +22,9 @@ def golden() -> dict[str, torch.Tensor]:
     return load_file(_FOLDER / "sparsegpt.safetensors")
 
 
-def _prune(golden: dict[str, torch.Tensor], name: str, *, reference: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _prune(
+    golden: dict[str, torch.Tensor], name: str, *, reference: bool
+) -> tuple[torch.Tensor, torch.Tensor, float]:
     run = _RUNS[name]
     weight = golden["weight"].clone()
     grid = row_grid(weight, run["wbits"]) if run["wbits"] < 16 else None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from saved_models import saved_with_tokenizer
 
 from bench.plan.cells import Cell, expand
 from bench.plan.settings import gather
@@ -19,7 +20,6 @@ from bench.results.segments import Store
 from bench.results.values import load_values
 from bench.run.grid import Outcome, execute
 from methods.errors import PruneBenchError, UserError
-from saved_models import saved_with_tokenizer
 
 
 class Watcher:
@@ -57,7 +57,9 @@ class Watcher:
         self.events.append(("close", "", ""))
 
 
-def _run(out: Path, *models: Path, watcher: Watcher | None = None, force: bool = False, **flags: Any) -> Outcome:
+def _run(
+    out: Path, *models: Path, watcher: Watcher | None = None, force: bool = False, **flags: Any
+) -> Outcome:
     settings = gather(
         {
             "models": ",".join(f"path:{model}" for model in models),
@@ -94,9 +96,13 @@ def test_a_grid_leaves_one_record_per_phase(tmp_path: Path, model: Path) -> None
             assert pruned.metric("weights_removed") == sum(m.removed for m in pruned.matrices)
             nonzero, parameters = pruned.metric("parameters_nonzero"), pruned.metric("parameters")
             assert nonzero is not None and parameters is not None
-            assert nonzero == records["dense", "0%", "prune"].metric("parameters_nonzero") - pruned.metric("weights_removed")  # type: ignore[operator]
+            assert nonzero == records["dense", "0%", "prune"].metric("parameters_nonzero") - pruned.metric(
+                "weights_removed"
+            )  # type: ignore[operator]
             assert scored.metric("kl_to_dense") > 0  # type: ignore[operator]
-            assert (pruned.seed, bool(pruned.calibration)) == ((0, True) if method == "sparsegpt" else (None, False))
+            assert (pruned.seed, bool(pruned.calibration)) == (
+                (0, True) if method == "sparsegpt" else (None, False)
+            )
             values = load_values(tmp_path, scored.values)
             assert values["nll"].shape == (5,)
             assert scored.metric("nll") == pytest.approx(float(values["nll"].mean()))
@@ -172,7 +178,9 @@ def test_failed_and_refused_cells_become_records_and_the_grid_goes_on(tmp_path: 
     for record in by_status["failed"]:
         assert "model.safetensors" in record.reason and "\n" not in record.reason
     assert _run(out, broken, model, methods="magnitude", pattern="unstructured,5:16").failed == 2
-    assert len(by_status["failed"]) == sum(r.status == "failed" for r in Store(out).history()), "no duplicates"
+    assert len(by_status["failed"]) == sum(r.status == "failed" for r in Store(out).history()), (
+        "no duplicates"
+    )
 
 
 def test_an_unexpected_error_fails_one_cell_and_keeps_its_traceback(
@@ -206,11 +214,15 @@ def test_interrupted_grid_goes_on_and_ends_the_same(tmp_path: Path, model: Path,
 def _figures(out: Path) -> dict[tuple[str, str, str], Any]:
     history = Store(out).history()
     assert len(history) == len({record.key for record in history}), "no record twice"
-    return {(r.method, r.target, r.phase): (r.metric("perplexity"), r.metric("heldout_error")) for r in history}
+    return {
+        (r.method, r.target, r.phase): (r.metric("perplexity"), r.metric("heldout_error")) for r in history
+    }
 
 
 def _weights(out: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted((out / "checkpoints").rglob("*.safetensors"))}
+    return {
+        str(p.relative_to(out)): p.read_bytes() for p in sorted((out / "checkpoints").rglob("*.safetensors"))
+    }
 
 
 def test_saved_checkpoint_loads_anywhere_and_has_the_zeros(tmp_path: Path, model: Path) -> None:
@@ -223,7 +235,10 @@ def test_saved_checkpoint_loads_anywhere_and_has_the_zeros(tmp_path: Path, model
     weight = loaded.model.decoder.layers[1].fc1.weight
     assert bool(((weight == 0).view(weight.shape[0], -1, 4).sum(-1) == 2).all())
     stored = load_file(folder / "model.safetensors")
-    assert torch.equal(stored["model.decoder.embed_tokens.weight"], load_file(model / "model.safetensors")["model.decoder.embed_tokens.weight"])
+    assert torch.equal(
+        stored["model.decoder.embed_tokens.weight"],
+        load_file(model / "model.safetensors")["model.decoder.embed_tokens.weight"],
+    )
     again = _run(tmp_path / "reload", folder, methods="dense")
     assert again.done == 1
     scored = _records(tmp_path)["sparsegpt", "2:4", "perplexity"].metric("perplexity")
@@ -233,7 +248,10 @@ def test_saved_checkpoint_loads_anywhere_and_has_the_zeros(tmp_path: Path, model
 def test_two_runs_on_one_folder(tmp_path: Path, model: Path) -> None:
     from bench.run.live import held
 
-    with held(tmp_path), pytest.raises(UserError, match=r"is in use by process \d+ on .*choose another --out"):
+    with (
+        held(tmp_path),
+        pytest.raises(UserError, match=r"is in use by process \d+ on .*choose another --out"),
+    ):
         _run(tmp_path, model, methods="magnitude")
 
 
@@ -253,7 +271,7 @@ def test_a_store_that_cannot_be_written_stops_the_grid(
     real = os.fsync
 
     def full(handle: int) -> None:
-        if "records" in os.readlink(f"/proc/self/fd/{handle}"):
+        if "records" in str(Path(f"/proc/self/fd/{handle}").readlink()):
             raise OSError(28, "No space left on device")
         real(handle)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from saved_models import saved
 
 from methods.errors import NonFiniteError, UserError
 from methods.interface import Block, Calibration, PruneReport, Run
@@ -15,7 +16,6 @@ from methods.registry import get
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
 from methods.target import Target
-from saved_models import saved
 
 _FAMILIES = ("opt", "bloom", "llama")
 
@@ -26,7 +26,9 @@ def _calibration(windows: int = 9, length: int = 16, heldout: int = 3) -> Calibr
 
 
 def _digest(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("block-*"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("block-*"))
+    }
 
 
 def _prune(model: Path, out: Path, method: str = "sparsegpt", target: str = "50%", **run: Any) -> PruneReport:
@@ -103,7 +105,7 @@ class _DyingSink(BlockFolder):
 
 
 @pytest.mark.parametrize("family", _FAMILIES)
-@pytest.mark.parametrize("survive, written", [(0, False), (1, False), (1, True), (2, True)])
+@pytest.mark.parametrize(("survive", "written"), [(0, False), (1, False), (1, True), (2, True)])
 @pytest.mark.parametrize("schedule", ["sequential", "blockwise"])
 def test_resumed_prune_is_bit_identical(
     tmp_path: Path, family: str, survive: int, written: bool, schedule: str
@@ -112,10 +114,12 @@ def test_resumed_prune_is_bit_identical(
     whole = _prune(model, tmp_path / "whole", schedule=schedule)
     run = Run(batch_tokens=48, work=tmp_path / "work", identity="same", schedule=schedule)
     pruner, target = get("sparsegpt", {}), Target.parse("50%")
+    sink = _DyingSink(tmp_path / "blocks", survive, written=written)
     with pytest.raises(_Killed):
-        sink = _DyingSink(tmp_path / "blocks", survive, written=written)
         pruner.prune(CheckpointSource(model), _calibration(), target, sink, run)
-    report = pruner.prune(CheckpointSource(model), _calibration(), target, BlockFolder(tmp_path / "blocks"), run)
+    report = pruner.prune(
+        CheckpointSource(model), _calibration(), target, BlockFolder(tmp_path / "blocks"), run
+    )
     assert report.resumed_blocks == survive
     assert _digest(tmp_path / "blocks") == _digest(tmp_path / "whole" / "blocks")
     assert [(m.block, m.name, m.removed, m.heldout_error) for m in report.matrices] == [
@@ -185,7 +189,9 @@ def test_global_magnitude_counts_ties_once(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "opt")
     from safetensors.torch import load_file, save_file
 
-    tensors = {name: torch.full_like(tensor, 0.5) for name, tensor in load_file(model / "model.safetensors").items()}
+    tensors = {
+        name: torch.full_like(tensor, 0.5) for name, tensor in load_file(model / "model.safetensors").items()
+    }
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     report = _prune(model, tmp_path, method="magnitude@global", target="25%")
     total = sum(m.rows * m.columns for m in report.matrices)

@@ -1,0 +1,125 @@
+"""Anonymous memory of a prune, on the shapes of OPT-1.3B in float16: O(block + hidden states), never O(model).
+
+Run as a program it prints the figures for any number of blocks: `python tests/faults/test_memory_bound.py
+24`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench.measure.memory import PeakMemory
+from methods.families import family_of, shape_of
+from methods.interface import Calibration, Run
+from methods.registry import get
+from methods.stream.sink import BlockFolder
+from methods.stream.source import CheckpointSource
+from methods.target import Target
+
+_SAMPLES, _LENGTH, _HELDOUT = 16, 512, 4
+
+
+def opt_1_3b(folder: Path, blocks: int) -> Path:
+    """A randomly initialised float16 checkpoint of OPT-1.3B's shapes, one shard a block."""
+    config = {
+        "model_type": "opt",
+        "hidden_size": 2048,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 32,
+        "ffn_dim": 8192,
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+        "word_embed_proj_dim": 2048,
+        "do_layer_norm_before": True,
+        "activation_function": "relu",
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    shape, family = shape_of(config), family_of(config)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(name: str, size: tuple[int, ...]) -> torch.Tensor:
+        if "norm" in name:
+            return (torch.ones if name.endswith("weight") else torch.zeros)(size, dtype=torch.float16)
+        return torch.empty(size).normal_(std=0.02, generator=generator).half()
+
+    weight_map: dict[str, str] = {}
+    shards = {"outer": family.outer_tensors(shape)}
+    for index in range(blocks):
+        prefix = family.block_prefix(index)
+        shards[f"block{index}"] = {prefix + name: size for name, size in family.block_tensors(shape).items()}
+    for shard, sizes in shards.items():
+        save_file({name: drawn(name, size) for name, size in sizes.items()}, folder / f"{shard}.safetensors")
+        weight_map |= dict.fromkeys(sizes, f"{shard}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def measure(folder: Path, work: Path, dtype: str) -> dict[str, Any]:
+    """Prune the checkpoint and compare the peak with base + 1.3 x (block + 3 Hessians + hidden states + embedding)."""
+    source = CheckpointSource(folder, dtype=getattr(torch, dtype))
+    shape, itemsize = source.shape, source.dtype.itemsize
+    tokens = torch.randint(
+        0, shape.vocabulary, (_SAMPLES + _HELDOUT, _LENGTH), generator=torch.Generator().manual_seed(1)
+    )
+    terms = {
+        "block": itemsize * sum(tensor.numel() for tensor in source.raw_block(0).values()),
+        "hessians": 3 * 4 * max(matrix.columns for matrix in source.family.matrices(shape)) ** 2,
+        "hidden": itemsize * _SAMPLES * _LENGTH * shape.width,
+        "embedding": itemsize * shape.vocabulary * shape.embedding_width,
+    }
+    with PeakMemory() as memory:
+        get("sparsegpt", {}).prune(
+            source,
+            Calibration(tokens[:_SAMPLES], tokens[_SAMPLES:]),
+            Target.parse("50%"),
+            BlockFolder(work / "blocks"),
+            Run(work=work),
+        )
+    bound = memory.base + 1.3 * sum(terms.values())
+    return {
+        "dtype": dtype,
+        "blocks": shape.blocks,
+        **terms,
+        "base": memory.base,
+        "peak": memory.peak,
+        "bound": bound,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_memory_of_a_prune_is_bounded(tmp_path: Path, dtype: str) -> None:
+    opt_1_3b(tmp_path / "model", blocks=2)
+    # a process of its own, so that the base is that of a bare run
+    done = subprocess.run(
+        [sys.executable, __file__, "2", dtype, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    figures = json.loads(done.stdout)
+    print(figures)
+    assert figures["base"] < figures["peak"] <= figures["bound"]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = (
+            Path(sys.argv[3]) if len(sys.argv) > 3 else opt_1_3b(Path(scratch) / "model", int(sys.argv[1]))
+        )
+        print(
+            json.dumps(
+                measure(place, Path(scratch) / "work", sys.argv[2] if len(sys.argv) > 2 else "float32")
+            )
+        )
