@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.layerwise.rule import Budget, Problem, Solution
-from methods.layerwise.select import smallest, smallest_in_groups
+from methods.layerwise.select import lowest
 
 __all__ = ["Magnitude", "magnitude_mask"]
 
@@ -20,12 +20,10 @@ def magnitude_mask(weight: Tensor, budget: Budget, *, reference: bool = False) -
     sorted magnitudes, so at least one weight more than asked (unstructured only; N:M has one rule).
     """
     scores = weight.abs().float()
-    if budget.group:
-        return smallest_in_groups(scores, budget.keep, budget.group)
-    if reference and budget.remove:
+    if reference and budget.remove and not budget.group:
         flat = scores.flatten()
         return scores <= flat.kthvalue(min(budget.remove + 1, flat.numel())).values
-    return smallest(scores, budget.remove)
+    return lowest(scores, budget)
 
 
 @dataclass(frozen=True, slots=True)

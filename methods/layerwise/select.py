@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from methods.errors import NonFiniteError
 
-__all__ = ["block_share", "round_half_up", "smallest", "smallest_in_groups"]
+if TYPE_CHECKING:
+    from methods.layerwise.rule import Budget
+
+__all__ = ["block_share", "lowest", "round_half_up", "smallest", "smallest_in_groups"]
 
 
 def round_half_up(value: Fraction) -> int:
@@ -54,3 +58,10 @@ def smallest_in_groups(scores: Tensor, keep: int, group: int) -> Tensor:
     order = grouped.argsort(dim=-1, stable=True)[..., : group - keep]
     mask = torch.zeros(grouped.shape, dtype=torch.bool, device=scores.device)
     return mask.scatter_(-1, order, True).view(rows, columns)
+
+
+def lowest(scores: Tensor, budget: Budget) -> Tensor:
+    """Mask [rows, columns, bool] of what a budget removes by scores of a whole matrix. Raises NonFiniteError."""
+    if budget.group:
+        return smallest_in_groups(scores, budget.keep, budget.group)
+    return smallest(scores, budget.remove)

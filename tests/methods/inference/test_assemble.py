@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_models import saved
 from torch.nn import functional
 
-from methods.errors import CheckpointError, UnsupportedModel
+from methods.errors import CheckpointError
 from methods.families.base import run_block
 from methods.inference.assemble import assemble
 from methods.interface import Calibration, Run
@@ -18,7 +19,6 @@ from methods.registry import get
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
 from methods.target import Target
-from saved_models import saved
 
 _TOKENS = torch.randint(3, 101, (3, 20), generator=torch.Generator().manual_seed(5))
 
@@ -98,7 +98,5 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     mapped = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": mapped}))
     (folder / "evil.py").write_text("raise SystemExit('ran')")
-    try:
-        assert type(assemble(CheckpointSource(folder))).__module__ == "transformers.models.opt.modeling_opt"
-    except UnsupportedModel as error:
-        assert "auto_map" in str(error)
+    model = assemble(CheckpointSource(folder))
+    assert type(model).__module__ == "transformers.models.opt.modeling_opt"
