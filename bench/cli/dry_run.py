@@ -102,6 +102,7 @@ def _named(cell: Cell) -> dict[str, Any]:
         "dtype": cell.dtype,
         "device": cell.device,
         "protocol": cell.evaluation.id,
+        "protocols": {evaluation: cell.protocol(evaluation) for evaluation in cell.evaluations},
         "calibration": cell.calibration.id if cell.calibration else "",
         "parameters": dict(cell.parameters),
     }

@@ -57,8 +57,12 @@ _SETTINGS = {"allow_extra_args": True}
     "evaluations",
     metavar="LIST",
     shell_complete=complete.evaluations,
-    help="What to measure; perplexity.",
+    help="perplexity (default), zeroshot, decode.",
 )
+@click.option(
+    "--tasks", metavar="LIST", help="Zero-shot tasks of lm-evaluation-harness; piqa and seven more."
+)
+@click.option("--limit", metavar="N", help="Items of each zero-shot task; all.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N.")
 @click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16.")
 @click.option("--hessian-dtype", metavar="NAME", help="float32, float64.")
@@ -134,6 +138,10 @@ def _check_evaluations(settings: Settings) -> None:
                 f"--eval '{shown(name)}' is not available in this version; available: {', '.join(known)}"
                 f"{nearest(name, known)}"
             )
+    if "zeroshot" in settings.evaluations:
+        from bench.evaluate.zeroshot.tasks import check
+
+        check(settings.tasks)
 
 
 def _prepare(out: Path) -> None:

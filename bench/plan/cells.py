@@ -17,7 +17,21 @@ if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
     from methods.interface import ModelShape, Pruner
 
-__all__ = ["Cell", "Plan", "Refusal", "available_threads", "config_of", "expand"]
+__all__ = [
+    "NEW_TOKENS",
+    "PROMPT_TOKENS",
+    "Cell",
+    "Plan",
+    "Refusal",
+    "available_threads",
+    "config_of",
+    "expand",
+]
+
+PROMPT_TOKENS = 128
+"""Tokens of the prompt that decoding starts from."""
+NEW_TOKENS = 64
+"""Tokens decoded after it, the one that the prefill gives included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,10 @@ class Cell:
     """Folder of texts, or an empty string."""
     heldout: CalibrationProtocol | None = None
     """Calibration half whose held-out text the reconstruction errors are measured on; None when dense."""
+    tasks: tuple[str, ...] = ()
+    """Zero-shot tasks, sorted; none where nothing is measured on them."""
+    limit: int = 0
+    """Items of each task, from its start; 0 is all."""
 
     @property
     def name(self) -> str:
@@ -58,6 +76,14 @@ class Cell:
             return f"{self.model} dense"
         seed = "" if self.seed is None else f" seed {self.seed}"
         return f"{self.model} {self.method} {self.target}{seed}"
+
+    def protocol(self, phase: str) -> str:
+        """Evaluation protocol id of a phase: only equal ids share a column. Empty for the prune itself."""
+        if phase == "zeroshot":
+            return f"zeroshot/{','.join(self.tasks)}" + (f"@limit={self.limit}" if self.limit else "")
+        if phase == "decode":
+            return f"decode/{PROMPT_TOKENS}+{NEW_TOKENS}"
+        return self.evaluation.id if phase == "perplexity" else ""
 
     @property
     def dense(self) -> bool:
@@ -196,6 +222,8 @@ def _dense(settings: Settings, model: str, device: str) -> tuple[ModelShape, Cel
         threads=settings.threads or available_threads(),
         hidden_budget=settings.hidden_budget,
         data_dir=str(settings.data_dir.resolve()) if settings.data_dir is not None else "",
+        tasks=tuple(sorted(settings.tasks)) if "zeroshot" in settings.evaluations else (),
+        limit=(settings.limit or 0) if "zeroshot" in settings.evaluations else 0,
     )
     return shape, cell
 

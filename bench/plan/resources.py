@@ -41,6 +41,11 @@ _HELDOUT_WINDOWS = 8
 _BATCH_TOKENS = 8192
 _LOGIT_BYTES = 3 * (64 << 20)
 """Logits are made in pieces of 64 MiB; their softmax and the dense model's stand beside them."""
+_TASK_ITEMS = 2000
+"""Rough items of a zero-shot task, and tokens scored per item; for the time estimate only."""
+_ITEM_TOKENS = 300
+_TASK_BATCH = 8 * 512
+"""Tokens of a zero-shot batch: eight requests, few of which exceed 512."""
 _ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
@@ -195,8 +200,10 @@ def _calibration_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:
 
 
 def _evaluation_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:
-    """Tokens read in evaluation, and the window's length."""
+    """Tokens read for perplexity, and the window's length."""
     length = cell.evaluation.length or shape.positions
+    if "perplexity" not in cell.evaluations:
+        return 0, length
     windows = cell.evaluation.windows
     whole = _TOKENS.get(cell.evaluation.dataset, 300_000)
     return (whole if windows is None else min(whole, windows * length)), length
@@ -243,7 +250,17 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
         + _LOGIT_BYTES
         + states
     )
-    return _BASE + int(_SLACK * parts)
+    return _BASE + int(_SLACK * max(parts, _whole_model(cell, shape)))
+
+
+def _whole_model(cell: Cell, shape: ModelShape) -> int:
+    """Bytes of the model in memory with a batch of logits and their softmax, where a phase needs it whole."""
+    from methods.families.sizes import parameters
+
+    if not {"zeroshot", "decode"} & set(cell.evaluations):
+        return 0
+    batch = min(_TASK_BATCH, 8 * shape.positions) if "zeroshot" in cell.evaluations else 1
+    return (parameters(shape) + 2 * batch * shape.vocabulary) * _ITEMSIZE[cell.dtype]
 
 
 def _disk(cell: Cell, shape: ModelShape) -> int:
@@ -260,7 +277,9 @@ def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
     from methods.families.sizes import flops_per_token
 
     tokens, length = _evaluation_tokens(cell, shape)
-    total = float(tokens * flops_per_token(shape, length)) if cell.evaluations else 0.0
+    if "zeroshot" in cell.evaluations:
+        tokens += len(cell.tasks) * (cell.limit or _TASK_ITEMS) * _ITEM_TOKENS
+    total = float(tokens * flops_per_token(shape, length))
     if cell.calibration is None:
         return total
     drawn, heldout = _calibration_tokens(cell, shape)

@@ -26,11 +26,13 @@ from bench.plan.grammar import (
 from methods.errors import UserError
 from methods.target import Target
 
-__all__ = ["Assignment", "Settings", "gather", "option_name", "option_names"]
+__all__ = ["TASKS", "Assignment", "Settings", "gather", "option_name", "option_names"]
 
 Assignment = tuple[str, str, Value]
 """One ``--set``: rule, parameter, value as typed (text from a flag, text or a number from YAML)."""
 
+TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "openbookqa", "rte")
+"""The zero-shot tasks that papers on one-shot pruning report."""
 _RENAMED = {"evaluations": "eval", "assignments": "set", "as_json": "json"}
 _DEVICE = ("auto", "cpu", "cuda")
 
@@ -181,6 +183,10 @@ class Settings(BaseModel):
     text: Annotated[str | None, _name("text")] = None
     windows: Annotated[int | None, _whole("windows", 0, 10_000_000)] = None
     evaluations: Annotated[tuple[str, ...], _words("eval")] = ("perplexity",)
+    tasks: Annotated[tuple[str, ...], _words("tasks")] = TASKS
+    """Zero-shot tasks by the names of lm-evaluation-harness."""
+    limit: Annotated[int | None, _whole("limit", 1, 10_000_000)] = None
+    """Items of each task, from its start; all where None."""
     device: Annotated[str, BeforeValidator(_device)] = "auto"
     dtype: Annotated[str, _choice("dtype", "auto", "float32", "bfloat16", "float16")] = "auto"
     hessian_dtype: Annotated[str, _choice("hessian-dtype", "float32", "float64")] = "float32"

@@ -54,7 +54,7 @@ def _wanted(cell: Cell) -> set[str]:
             cell.seed,
             cell.dtype,
             calibration,
-            "" if phase == "prune" else cell.evaluation.id,
+            cell.protocol(phase),
             parameters,
         )
         for phase in ("prune", *cell.evaluations)

@@ -8,21 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from bench.evaluate.perplexity import DenseStates
 from bench.measure.machine import commit, environment
 from bench.plan.cells import Cell
 from bench.results.records import Record, now
 from bench.results.segments import Store
 from bench.results.values import save_values
 from bench.run import phases
+from bench.run.evaluations import EVALUATIONS, Weights
 from bench.run.live import LiveObserver
 from bench.run.subject import Keys, Subject, Subjects, keys_without_model
 from methods.checkpoints.dense import save_dense
 from methods.stream.sink import BlockFolder
 
 __all__ = ["CellRunner", "Ended"]
+
+_SUMMARY = (
+    ("perplexity", "perplexity {:.4g}"),
+    ("sparsity", "sparsity {:.4g}"),
+    ("decode_tokens_per_second", "{:.4g} token/s"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +70,11 @@ class CellRunner:
             self.observer.phase("save", 1)
             save_dense(phases.source_of(cell, subject, overlay), folder)
             self.observer.step(1, str(folder))
-        for evaluation in wanted:
-            if evaluation == "perplexity":
-                states = DenseStates(self._dense_states(subject, cell, keys))
-                with self._recording(cell, subject, keys, machine, evaluation) as result:
-                    run = phases.run_of(cell, self._work(keys), keys.environment, self.observer)
-                    result.append(phases.perplexity(cell, subject, run, overlay, states))
+        run = phases.run_of(cell, self._work(keys), keys.environment, self.observer)
+        for evaluation in (phase for phase in wanted if phase != "prune"):
+            with self._recording(cell, subject, keys, machine, evaluation) as result:
+                weights = Weights(cell, subject, overlay, self._dense_states(subject, cell, keys))
+                result.append(EVALUATIONS[evaluation](weights, run))
         shutil.rmtree(self._work(keys), ignore_errors=True)
         return Ended("done", self._summary(keys))
 
@@ -142,7 +148,6 @@ class CellRunner:
         self.done.add(record.key)
 
     def _identity(self, cell: Cell, keys: Keys, phase: str) -> dict[str, Any]:
-        evaluating = phase != "prune"
         return {
             "phase": phase,
             "cell": keys.cell,
@@ -155,7 +160,7 @@ class CellRunner:
             "seed": cell.seed,
             "dtype": cell.dtype,
             "calibration": cell.calibration.id if cell.calibration else "",
-            "protocol": cell.evaluation.id if evaluating else "",
+            "protocol": cell.protocol(phase),
             "parameters": {
                 **dict(cell.parameters),
                 "schedule": cell.schedule,
@@ -184,23 +189,27 @@ class CellRunner:
         return found
 
     def _key(self, cell: Cell, keys: Keys, phase: str) -> tuple[str, str, str, str]:
-        return (keys.cell, phase, cell.evaluation.id if phase != "prune" else "", keys.phases[phase])
+        return (keys.cell, phase, cell.protocol(phase), keys.phases[phase])
 
     def _work(self, keys: Keys) -> Path:
         return self.out / "work" / keys.cell
 
     def _dense_states(self, subject: Subject, cell: Cell, keys: Keys) -> Path:
-        name = f"{subject.checkpoint.revision.replace(':', '-')}-{cell.dtype}-{keys.phases['perplexity']}"
+        scored = keys.phases.get("perplexity", "")
+        name = f"{subject.checkpoint.revision.replace(':', '-')}-{cell.dtype}-{scored}"
         return self.out / "work" / "dense" / f"{name}.safetensors"
 
     def _summary(self, keys: Keys) -> str:
         found = [record for record in self.store.records() if record.cell == keys.cell]
         shown = []
         for record in found:
-            for name, spelled in (("perplexity", "perplexity {:.4g}"), ("sparsity", "sparsity {:.4g}")):
+            for name, spelled in _SUMMARY:
                 value = record.metric(name)
                 if value is not None:
                     shown.append(spelled.format(value))
+            accuracies = [entry.value for entry in record.metrics if entry.name.startswith("acc/")]
+            if accuracies:
+                shown.append(f"mean accuracy {fmean(value for value in accuracies if value is not None):.4g}")
         return ", ".join(sorted(shown))
 
 

@@ -1,4 +1,4 @@
-"""The phases of a cell: prune, evaluate; each returns figures, none writes records."""
+"""A cell's pruning and the figures of its weights; returns figures, writes no records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bench.evaluate.perplexity import DenseStates, score
 from bench.measure.memory import PeakMemory
 from bench.results.records import MatrixFigures, Metric
 from methods import registry
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from bench.plan.cells import Cell
     from bench.run.subject import Subject
 
-__all__ = ["Figures", "dense_figures", "perplexity", "prune", "run_of", "source_of"]
+__all__ = ["Figures", "dense_figures", "prune", "run_of", "source_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,43 +98,6 @@ def dense_figures(cell: Cell, subject: Subject) -> Figures:
     return Figures(metrics=tuple(_size_metrics(source_of(cell, subject), ())))
 
 
-def perplexity(cell: Cell, subject: Subject, run: Run, overlay: Path | None, states: DenseStates) -> Figures:
-    """Perplexity on the cell's evaluation windows; against the dense model where this is a pruned one."""
-    windows = subject.evaluation(cell.evaluation, cell.data_dir)
-    tokens = torch.from_numpy(windows.tokens)
-    dense = None
-    if overlay is not None:
-        dense = source_of(cell, subject)
-        if not states.exists():
-            score(dense, tokens, run, dense_states=states)
-    with PeakMemory(cell.device) as memory:
-        scores = score(source_of(cell, subject, overlay), tokens, run, dense=dense, dense_states=states)
-    metrics = [
-        Metric(name="perplexity", unit="1", value=scores.perplexity),
-        Metric(name="nll", unit="nat/token", value=scores.nll),
-    ]
-    arrays = {"nll": scores.loss}
-    if scores.divergence is not None and scores.flips is not None:
-        metrics += [
-            Metric(name="kl_to_dense", unit="nat/token", value=float(scores.divergence.mean())),
-            Metric(name="top1_flip_rate", unit="1", value=float(scores.flips.mean())),
-        ]
-        arrays |= {"kl_to_dense": scores.divergence, "top1_flip_rate": scores.flips}
-    metrics += [
-        Metric(name="tokens", unit="1", value=scores.predicted),
-        Metric(name="tokens_per_second", unit="token/s", value=scores.tokens / scores.seconds),
-        Metric(name="eval_time", unit="s", value=scores.seconds),
-        Metric(name="peak_memory", unit="byte", value=memory.peak),
-    ]
-    return Figures(
-        metrics=tuple(metrics),
-        seconds={"perplexity": scores.seconds},
-        arrays=arrays,
-        warnings=_loss_warnings(scores.nll, subject.checkpoint.shape.vocabulary),
-        provenance={"evaluation": windows.provenance},
-    )
-
-
 def _size_metrics(source: CheckpointSource, matrices: Sequence[MatrixReport]) -> list[Metric]:
     """Counted on the weights as they lie on disk, not inferred from the target."""
     prunable = matrix_sizes(source.family.matrices(source.shape), source.shape.blocks)
@@ -193,12 +155,3 @@ def _layer_warnings(matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
         f"block {m.block} {m.name}: held-out output error {m.heldout_error:.3g} of its energy"
         for m in bad[:5]
     )
-
-
-def _loss_warnings(loss: float, vocabulary: int) -> tuple[str, ...]:
-    """A model worse than guessing every token with equal chance is broken, whatever its perplexity prints."""
-    if math.isnan(loss):
-        return ("the loss is NaN: the model's outputs are not finite",)
-    if loss > math.log(vocabulary):
-        return (f"loss {loss:.2f} nat/token is above that of uniform guessing ({math.log(vocabulary):.2f})",)
-    return ()

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 from methods import registry
@@ -22,7 +23,18 @@ _SHARED = (
     "methods.layerwise.rule",
     "methods.layerwise.select",
 )
-_PERPLEXITY = ("bench.evaluate.perplexity", "methods.families", "methods.stream.source", "methods.interface")
+_READING = ("methods.families", "methods.stream.source", "methods.interface")
+_WHOLE = ("methods.inference.assemble", *_READING)
+_EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "size": (("methods.families.sizes",), ()),
+    "perplexity": (("bench.evaluate.perplexity", *_READING), ()),
+    "zeroshot": (
+        ("bench.evaluate.zeroshot.accuracy", "bench.evaluate.zeroshot.tasks", *_WHOLE),
+        ("transformers", "tokenizers", "datasets", "lm-eval"),
+    ),
+    "decode": (("bench.measure.decode", *_WHOLE), ("transformers",)),
+}
+"""Modules that an evaluation's figures depend on, and libraries whose versions do."""
 
 
 def prune_sources(method: str) -> str:
@@ -35,7 +47,12 @@ def prune_sources(method: str) -> str:
 
 def evaluation_sources(evaluation: str) -> str:
     """Digest of all code an evaluation's figures depend on, torch included."""
-    return _digest({"perplexity": _PERPLEXITY, "size": ("methods.families.sizes",)}[evaluation])
+    modules, libraries = _EVALUATIONS[evaluation]
+    digest = _digest(modules)
+    if not libraries:
+        return digest
+    used = [digest, *(f"{name}=={metadata.version(name)}" for name in libraries)]
+    return hashlib.sha256("\0".join(used).encode()).hexdigest()[:16]
 
 
 @functools.cache

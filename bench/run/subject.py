@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.evaluate.zeroshot.tasks import data_digest
 from bench.models.load import Checkpoint, resolve, tokenizer
+from bench.plan.cells import PROMPT_TOKENS
 from bench.results.keys import cell_key, environment_key, subject_key
 from bench.run.sources import evaluation_sources, prune_sources
 from bench.text import sources as texts
@@ -77,7 +79,6 @@ class Subject:
 
     def keys(self, cell: Cell, environment: dict[str, Any]) -> Keys:
         """Digests of a cell on this model; makes its windows, since other text is another cell."""
-        evaluated = self.evaluation(cell.evaluation, cell.data_dir)
         drawn: dict[str, str] = {
             "code": evaluation_sources("size") if cell.dense else prune_sources(cell.method)
         }
@@ -89,9 +90,19 @@ class Subject:
         subjects = {"prune": _subject(cell, revision, "")}
         phases = {"prune": drawn["code"]}
         for evaluation in cell.evaluations:
-            subjects[evaluation] = _subject(cell, revision, cell.evaluation.id)
-            phases[evaluation] = evaluation_sources(evaluation) + _hash(evaluated.tokens)
+            subjects[evaluation] = _subject(cell, revision, cell.protocol(evaluation))
+            read = self._read(evaluation, cell)
+            # a speed is of a machine as much as of a model
+            where = environment_key(environment) if evaluation == "decode" else ""
+            phases[evaluation] = evaluation_sources(evaluation) + read + where
         return Keys(cell_key(subjects["prune"], drawn), environment_key(environment), subjects, phases)
+
+    def _read(self, evaluation: str, cell: Cell) -> str:
+        """Digest of the data that an evaluation reads. Raises DataUnavailable."""
+        if evaluation == "zeroshot":
+            return data_digest(cell.tasks, cell.data_dir)
+        windows = self.evaluation(cell.evaluation, cell.data_dir).tokens
+        return _hash(windows[:1, :PROMPT_TOKENS] if evaluation == "decode" else windows)
 
 
 class Subjects:

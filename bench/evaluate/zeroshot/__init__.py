@@ -1,0 +1,1 @@
+"""Zero-shot accuracy on the task suites of lm-evaluation-harness."""

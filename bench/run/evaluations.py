@@ -1,0 +1,232 @@
+"""What is measured on a cell's weights, by the name of the evaluation; returns figures, writes no records."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.evaluate.perplexity import DenseStates, score
+from bench.measure.memory import PeakMemory
+from bench.plan.cells import NEW_TOKENS, PROMPT_TOKENS
+from bench.results.records import Metric
+from bench.run.phases import Figures, source_of
+from methods.errors import UnsupportedModel
+from methods.interface import Run
+from methods.stream.source import CheckpointSource
+
+if TYPE_CHECKING:
+    from bench.plan.cells import Cell
+    from bench.run.subject import Subject
+
+__all__ = ["EVALUATIONS", "Evaluation", "Weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What is evaluated: a cell's weights. ``overlay`` is the folder of its pruned blocks (None: dense),
+    ``dense_states`` the file of the dense model's last states, which the cells of a model share.
+    """
+
+    cell: Cell
+    subject: Subject
+    overlay: Path | None
+    dense_states: Path
+
+    def source(self) -> CheckpointSource:
+        """The weights, block by block."""
+        return source_of(self.cell, self.subject, self.overlay)
+
+
+Evaluation = Callable[[Weights, Run], Figures]
+
+
+def perplexity(weights: Weights, run: Run) -> Figures:
+    """Perplexity on the cell's evaluation windows; against the dense model where this is a pruned one."""
+    cell, subject = weights.cell, weights.subject
+    states = DenseStates(weights.dense_states)
+    windows = subject.evaluation(cell.evaluation, cell.data_dir)
+    tokens = torch.from_numpy(windows.tokens)
+    dense = None
+    if weights.overlay is not None:
+        dense = source_of(cell, subject)
+        if not states.exists():
+            score(dense, tokens, run, dense_states=states)
+    with PeakMemory(cell.device) as memory:
+        scores = score(weights.source(), tokens, run, dense=dense, dense_states=states)
+    metrics = [
+        Metric(name="perplexity", unit="1", value=scores.perplexity),
+        Metric(name="nll", unit="nat/token", value=scores.nll),
+    ]
+    arrays = {"nll": scores.loss}
+    if scores.divergence is not None and scores.flips is not None:
+        metrics += [
+            Metric(name="kl_to_dense", unit="nat/token", value=float(scores.divergence.mean())),
+            Metric(name="top1_flip_rate", unit="1", value=float(scores.flips.mean())),
+        ]
+        arrays |= {"kl_to_dense": scores.divergence, "top1_flip_rate": scores.flips}
+    metrics += [
+        Metric(name="tokens", unit="1", value=scores.predicted),
+        Metric(name="tokens_per_second", unit="token/s", value=scores.tokens / scores.seconds),
+        Metric(name="eval_time", unit="s", value=scores.seconds),
+        Metric(name="peak_memory", unit="byte", value=memory.peak),
+    ]
+    return Figures(
+        metrics=tuple(metrics),
+        seconds={"perplexity": scores.seconds},
+        arrays=arrays,
+        warnings=_loss_warnings(scores.nll, subject.checkpoint.shape.vocabulary),
+        provenance={"evaluation": windows.provenance},
+    )
+
+
+def zeroshot(weights: Weights, run: Run) -> Figures:
+    """Accuracy on the cell's tasks, with its standard error over items (sample deviation / sqrt(items))."""
+    cell, subject = weights.cell, weights.subject
+    from bench.evaluate.zeroshot.accuracy import BATCH, accuracies
+    from bench.evaluate.zeroshot.tasks import describe, find, split_files
+    from methods.inference.assemble import assemble
+
+    folder = Path(cell.data_dir) if cell.data_dir else None
+    with PeakMemory(cell.device) as memory:
+        began = time.perf_counter()
+        model = assemble(weights.source())
+        assembled = time.perf_counter() - began
+        scored = accuracies(
+            model,
+            subject.tokenizer,
+            cell.tasks,
+            context=subject.context,
+            observer=run.observer,
+            limit=cell.limit,
+            data_dir=folder,
+        )
+    metrics: list[Metric] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    for task, found in scored.items.items():
+        for name, values in found.items():
+            metrics.append(
+                Metric(name=f"{name}/{task}", unit="1", value=float(values.mean(dtype=np.float64)))
+            )
+            metrics.append(Metric(name=f"{name}_stderr/{task}", unit="1", value=_standard_error(values)))
+            arrays[f"{name}/{task}"] = values
+    metrics.append(Metric(name="eval_time", unit="s", value=scored.seconds))
+    metrics.append(Metric(name="peak_memory", unit="byte", value=memory.peak))
+    tasks: dict[str, Any] = {}
+    for task in map(find, cell.tasks):
+        data = (
+            {"source": "hub", "dataset": str(task.values.get("dataset_path"))}
+            if folder is None
+            else {"source": "local", "sha256": describe(split_files(task, folder)[task.split])}
+        )
+        items = len(scored.items[task.name]["acc"])
+        tasks[task.name] = {
+            "version": scored.versions[task.name],
+            "split": task.split,
+            "items": items,
+            **data,
+        }
+    return Figures(
+        metrics=tuple(metrics),
+        seconds={"zeroshot": scored.seconds, "assemble": assembled},
+        arrays=arrays,
+        warnings=_cut_warning(scored.cut, scored.requests, subject.context),
+        provenance={
+            "format": "dense",
+            "tasks": tasks,
+            "shots": 0,
+            "limit": cell.limit,
+            "batch": BATCH,
+            "context": subject.context,
+            "requests": scored.requests,
+            "requests_cut": scored.cut,
+            "lm_eval": metadata.version("lm-eval"),
+        },
+    )
+
+
+def decode(weights: Weights, run: Run) -> Figures:
+    """Speed of greedy decoding of the weights as they lie in memory: dense, whatever zeros they hold."""
+    cell, subject = weights.cell, weights.subject
+    from bench.measure import decode as decoding
+    from methods.inference.assemble import assemble
+
+    windows = subject.evaluation(cell.evaluation, cell.data_dir)
+    needed = PROMPT_TOKENS + NEW_TOKENS
+    if min(subject.context, windows.tokens.shape[1] + NEW_TOKENS) < needed:
+        raise UnsupportedModel(
+            f"decode needs a context of {needed} tokens and windows of {PROMPT_TOKENS}; "
+            f"{cell.model} has {subject.context} and {windows.tokens.shape[1]}"
+        )
+    prompt = torch.from_numpy(windows.tokens[:1, :PROMPT_TOKENS])
+    began = time.perf_counter()
+    model = assemble(weights.source())
+    assembled = time.perf_counter() - began
+    timed = decoding.decode(model, prompt, NEW_TOKENS, run.observer)
+    stable = bool((timed.tokens == timed.tokens[0]).all())
+    return Figures(
+        metrics=(
+            Metric(name="decode_tokens_per_second", unit="token/s", value=float(np.median(timed.rate))),
+            Metric(name="time_to_first_token", unit="s", value=float(np.median(timed.first))),
+            Metric(name="decode_peak_memory", unit="byte", value=timed.peak_memory),
+        ),
+        seconds={"decode": time.perf_counter() - began - assembled, "assemble": assembled},
+        arrays={
+            "decode_tokens_per_second": timed.rate,
+            "time_to_first_token": timed.first,
+            "tokens": timed.tokens,
+        },
+        warnings=() if stable else ("repeats of greedy decoding chose different tokens",),
+        provenance={
+            "format": "dense",
+            "batch": 1,
+            "prompt_tokens": PROMPT_TOKENS,
+            "new_tokens": NEW_TOKENS,
+            "repeats": decoding.REPEATS,
+            "warmups": decoding.WARMUPS,
+            "threads": torch.get_num_threads(),
+            "dtype": cell.dtype,
+            "spread": {
+                "decode_tokens_per_second": decoding.spread(timed.rate),
+                "time_to_first_token": decoding.spread(timed.first),
+            },
+            "evaluation": windows.provenance,
+        },
+    )
+
+
+EVALUATIONS: Final[Mapping[str, Evaluation]] = {
+    "perplexity": perplexity,
+    "zeroshot": zeroshot,
+    "decode": decode,
+}
+"""Every evaluation of ``bench.evaluate.available``."""
+
+
+def _standard_error(values: NDArray[np.float32]) -> float | None:
+    if len(values) < 2:
+        return None
+    return float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(len(values))
+
+
+def _cut_warning(cut: int, requests: int, context: int) -> tuple[str, ...]:
+    if not cut:
+        return ()
+    return (f"{cut} of {requests} requests lost the start of their text to the context of {context} tokens",)
+
+
+def _loss_warnings(loss: float, vocabulary: int) -> tuple[str, ...]:
+    """A model worse than guessing every token with equal chance is broken, whatever its perplexity prints."""
+    if math.isnan(loss):
+        return ("the loss is NaN: the model's outputs are not finite",)
+    if loss > math.log(vocabulary):
+        return (f"loss {loss:.2f} nat/token is above that of uniform guessing ({math.log(vocabulary):.2f})",)
+    return ()

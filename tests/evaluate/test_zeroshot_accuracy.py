@@ -1,0 +1,237 @@
+"""Zero-shot accuracy on tiny models and task files: against the harness called by hand, and through the grid."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from byte_tokenizer import byte_tokenizer
+from saved_models import saved_with_tokenizer
+
+from bench.plan.cells import expand
+from bench.plan.observer import GridObserver
+from bench.plan.settings import gather
+from bench.results.records import Record
+from bench.results.segments import Store
+from bench.results.values import load_values
+from bench.run.grid import Outcome, execute
+from methods.errors import DataUnavailable, UnsupportedModel
+from methods.interface import Silent
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
+
+_WORDS = ("salt", "iron", "rain", "a lamp", "the old road", "bread and oil", "seven", "wind")
+
+
+def _rows(task: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows with the columns that the task's config reads."""
+    draw = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        words = draw.sample(_WORDS, 4)
+        if task == "piqa":
+            rows.append({"goal": words[0], "sol1": words[1], "sol2": words[2], "label": draw.randrange(2)})
+        elif task == "arc_easy":
+            choices = {"text": words[:3], "label": ["A", "B", "C"]}
+            rows.append(
+                {"id": str(number), "question": words[3], "choices": choices, "answerKey": draw.choice("ABC")}
+            )
+        elif task == "winogrande":
+            sentence = f"{words[0]} met {words[1]} because _ had {words[2]}."
+            rows.append(
+                {"sentence": sentence, "option1": words[0], "option2": words[1], "answer": draw.choice("12")}
+            )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for seed, (task, split) in enumerate(
+        (("piqa", "validation"), ("arc_easy", "test"), ("winogrande", "validation"))
+    ):
+        path = folder / "tasks" / task / f"{split}.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in _rows(task, 9, seed)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    return saved_with_tokenizer(folder, "llama", max_position_embeddings=256)
+
+
+class _Watcher(Silent, GridObserver):
+    """Keeps nothing."""
+
+    def plan(self, cells: Any) -> None: ...
+    def cell(self, index: int, cell: Any) -> None: ...
+    def cached(self, index: int, cell: Any) -> None: ...
+    def done(self, index: int, cell: Any, status: str, summary: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def _run(out: Path, model: Path, data: Path, **flags: Any) -> Outcome:
+    settings = gather(
+        {
+            "models": f"path:{model}",
+            "methods": "magnitude",
+            "protocol": "nano",
+            "samples": "4",
+            "windows": "2",
+            "threads": "1",
+            "evaluations": "zeroshot",
+            "tasks": "piqa,arc_easy",
+            "data_dir": data,
+            **flags,
+        }
+    )
+    return execute(expand(settings), out, _Watcher())
+
+
+def _by_hand(model: Path, data: Path, limit: int | None) -> dict[str, Any]:
+    """The harness on a model loaded by transformers, tasks declared from scratch."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoModelForCausalLM
+
+    common = {
+        "dataset_path": "json",
+        "output_type": "multiple_choice",
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+        ],
+    }
+    piqa = {
+        **common,
+        "task": "by_hand_piqa",
+        "dataset_kwargs": {"data_files": {"validation": str(data / "tasks" / "piqa" / "validation.jsonl")}},
+        "validation_split": "validation",
+        "doc_to_text": "Question: {{goal}}\nAnswer:",
+        "doc_to_target": "label",
+        "doc_to_choice": "{{[sol1, sol2]}}",
+    }
+    arc = {
+        **common,
+        "task": "by_hand_arc",
+        "dataset_kwargs": {"data_files": {"test": str(data / "tasks" / "arc_easy" / "test.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_target": "{{choices.label.index(answerKey)}}",
+        "doc_to_choice": "{{choices.text}}",
+    }
+    lm = HFLM(
+        AutoModelForCausalLM.from_pretrained(model), tokenizer=byte_tokenizer(), batch_size=3, max_length=256
+    )
+    found = simple_evaluate(
+        lm, tasks=[piqa, arc], num_fewshot=0, limit=limit, task_manager=TaskManager(include_defaults=False)
+    )
+    return {"piqa": found["results"]["by_hand_piqa"], "arc_easy": found["results"]["by_hand_arc"]}
+
+
+def _records(out: Path) -> dict[tuple[str, str], Record]:
+    return {(record.method, record.phase): record for record in Store(out).records()}
+
+
+def test_dense_accuracy_equals_the_harness_called_by_hand(tmp_path: Path, model: Path, data: Path) -> None:
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    assert _run(tmp_path, model, data, limit="7") == Outcome(done=2)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+    assert logging.getLogger("lm_eval").level != logging.ERROR and not datasets.config.HF_HUB_OFFLINE
+    records = _records(tmp_path)
+    assert set(records) == {
+        (method, phase) for method in ("dense", "magnitude") for phase in ("prune", "zeroshot")
+    }
+    record = records["dense", "zeroshot"]
+    assert record.protocol == "zeroshot/arc_easy,piqa@limit=7"
+    expected = _by_hand(model, data, 7)
+    values = load_values(tmp_path, record.values)
+    for task in ("piqa", "arc_easy"):
+        for metric in ("acc", "acc_norm"):
+            assert record.metric(f"{metric}/{task}") == pytest.approx(
+                expected[task][f"{metric},none"], abs=1e-12
+            )
+            error = expected[task][f"{metric}_stderr,none"]
+            assert record.metric(f"{metric}_stderr/{task}") == pytest.approx(error, abs=1e-9)
+            assert values[f"{metric}/{task}"].shape == (7,)
+            assert set(values[f"{metric}/{task}"].tolist()) <= {0.0, 1.0}
+    facts: Any = record.provenance["tasks"]
+    assert (facts["piqa"]["version"], facts["piqa"]["items"], facts["arc_easy"]["split"]) == (
+        "1.0",
+        7,
+        "test",
+    )
+    assert facts["piqa"]["sha256"].startswith("sha256:")
+    assert {m.name for m in records["magnitude", "zeroshot"].metrics} == {m.name for m in record.metrics}
+
+
+def test_reruns_repeat_nothing_and_more_tasks_repeat_no_other_phase(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    assert _run(tmp_path, model, data) == Outcome(done=2)
+    assert _run(tmp_path, model, data, tasks="arc_easy,piqa") == Outcome(cached=2)
+    assert _run(tmp_path, model, data, tasks="winogrande") == Outcome(done=2)
+    phases = [record.phase for record in Store(tmp_path).history()]
+    assert sorted(phases) == ["prune"] * 2 + ["zeroshot"] * 4
+    protocols = {record.protocol for record in Store(tmp_path).records() if record.phase == "zeroshot"}
+    assert protocols == {"zeroshot/arc_easy,piqa", "zeroshot/winogrande"}
+    scored = next(r for r in Store(tmp_path).records() if r.protocol == "zeroshot/winogrande")
+    assert scored.metric("acc/winogrande") is not None and scored.metric("acc_norm/winogrande") is None
+
+
+def test_missing_data_fail_the_cell_naming_the_file(tmp_path: Path, model: Path, data: Path) -> None:
+    assert _run(tmp_path, model, data, tasks="piqa,boolq").failed == 2
+    for record in Store(tmp_path).records():
+        assert "tasks/boolq/validation.jsonl is not there" in record.reason and "\n" not in record.reason
+
+
+def test_data_of_another_form_are_named(tmp_path: Path, model: Path) -> None:
+    from bench.evaluate.zeroshot.accuracy import accuracies
+    from methods.inference.assemble import assemble
+    from methods.stream.source import CheckpointSource
+
+    path = tmp_path / "tasks" / "piqa" / "validation.jsonl"
+    path.parent.mkdir(parents=True)
+    whole = assemble(CheckpointSource(model))
+    for text in ('{"aim": "x"}\n', "not json\n", ""):
+        path.write_text(text)
+        with pytest.raises(DataUnavailable, match=r"validation\.jsonl cannot be read as piqa") as caught:
+            accuracies(whole, byte_tokenizer(), ["piqa"], context=256, observer=Silent(), data_dir=tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_short_context_cuts_texts_and_says_so(model: Path, data: Path) -> None:
+    from bench.evaluate.zeroshot.accuracy import accuracies
+    from methods.inference.assemble import assemble
+    from methods.stream.source import CheckpointSource
+
+    whole = assemble(CheckpointSource(model))
+    tokenizer = byte_tokenizer()
+    scored = accuracies(whole, tokenizer, ["piqa"], context=24, observer=Silent(), data_dir=data)
+    assert scored.requests == 18 and 0 < scored.cut <= 18
+    assert tokenizer.pad_token is None, "the caller's tokenizer stays as it was"
+    with pytest.raises(UnsupportedModel, match="exceeds this model's context of 4"):
+        accuracies(whole, tokenizer, ["piqa"], context=4, observer=Silent(), data_dir=data)
+
+
+def test_official_data(tmp_path: Path, model: Path, data_dir: Path) -> None:
+    """The real files of every default task go through the harness's own configs."""
+    from bench.plan.settings import TASKS
+
+    outcome = _run(tmp_path, model, data_dir, methods="dense", tasks=",".join(TASKS), limit="4", text="kjv")
+    assert outcome == Outcome(done=1)
+    record = _records(tmp_path)["dense", "zeroshot"]
+    for task in TASKS:
+        assert (record.metric(f"acc/{task}") or 0) * 4 in range(5)
+        assert not math.isnan(record.metric(f"acc_stderr/{task}") or 0)
