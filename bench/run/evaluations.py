@@ -48,6 +48,9 @@ class Weights:
 
 Evaluation = Callable[[Weights, Run], Figures]
 
+_STEADY = 0.1
+"""Share of the median that the quartiles of a speed may lie apart without a warning."""
+
 
 def perplexity(weights: Weights, run: Run) -> Figures:
     """Perplexity on the cell's evaluation windows; against the dense model where this is a pruned one."""
@@ -121,19 +124,15 @@ def zeroshot(weights: Weights, run: Run) -> Figures:
     metrics.append(Metric(name="eval_time", unit="s", value=scored.seconds))
     metrics.append(Metric(name="peak_memory", unit="byte", value=memory.peak))
     tasks: dict[str, Any] = {}
-    for task in map(find, cell.tasks):
+    for name in scored.items:
+        declared = find(name)
         data = (
-            {"source": "hub", "dataset": str(task.values.get("dataset_path"))}
+            {"source": "hub", "dataset": str(declared.values.get("dataset_path"))}
             if folder is None
-            else {"source": "local", "sha256": describe(split_files(task, folder)[task.split])}
+            else {"source": "local", "sha256": describe(split_files(declared, folder)[declared.split])}
         )
-        items = len(scored.items[task.name]["acc"])
-        tasks[task.name] = {
-            "version": scored.versions[task.name],
-            "split": task.split,
-            "items": items,
-            **data,
-        }
+        count = len(scored.items[name]["acc"])
+        tasks[name] = {"version": scored.versions[name], "split": declared.split, "items": count, **data}
     return Figures(
         metrics=tuple(metrics),
         seconds={"zeroshot": scored.seconds, "assemble": assembled},
@@ -184,7 +183,10 @@ def decode(weights: Weights, run: Run) -> Figures:
             "time_to_first_token": timed.first,
             "tokens": timed.tokens,
         },
-        warnings=() if stable else ("repeats of greedy decoding chose different tokens",),
+        warnings=(
+            *_unsteady_warning(timed.rate),
+            *(() if stable else ("repeats of greedy decoding chose different tokens",)),
+        ),
         provenance={
             "format": "dense",
             "batch": 1,
@@ -215,6 +217,14 @@ def _standard_error(values: NDArray[np.float32]) -> float | None:
     if len(values) < 2:
         return None
     return float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(len(values))
+
+
+def _unsteady_warning(rate: NDArray[np.float64]) -> tuple[str, ...]:
+    """A machine busy with something else gives speeds that compare with nothing."""
+    lower, median, upper = (float(value) for value in np.quantile(rate, (0.25, 0.5, 0.75)))
+    if upper - lower <= _STEADY * median:
+        return ()
+    return (f"decoding was unsteady: half of the repeats lie between {lower:.4g} and {upper:.4g} token/s",)
 
 
 def _cut_warning(cut: int, requests: int, context: int) -> tuple[str, ...]:

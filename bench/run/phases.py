@@ -149,9 +149,10 @@ def _figures(matrix: MatrixReport) -> MatrixFigures:
 
 def _layer_warnings(matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
     """Matrices whose output is worse than no output at all (relative error above 1), the worst first."""
-    bad = [m for m in matrices if m.heldout_error is not None and not m.heldout_error <= 1]
-    bad.sort(key=lambda m: -(m.heldout_error if m.heldout_error == m.heldout_error else math.inf))
+    known = [(m.heldout_error, m) for m in matrices if m.heldout_error is not None]
+    bad = [(math.inf if math.isnan(error) else error, m) for error, m in known if not error <= 1]
+    bad.sort(key=lambda pair: -pair[0])
     return tuple(
         f"block {m.block} {m.name}: held-out output error {m.heldout_error:.3g} of its energy"
-        for m in bad[:5]
+        for _, m in bad[:5]
     )

@@ -30,7 +30,7 @@ def assemble(source: CheckpointSource) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             _config(source.config), dtype=source.dtype, trust_remote_code=False
         )
     tensors = dict(_tensors(source))
@@ -45,7 +45,9 @@ def assemble(source: CheckpointSource) -> PreTrainedModel:
     _check(source, "lack", empty)
     _check(source, "hold the unexpected", found.unexpected_keys)
     model.to(source.device)  # type: ignore[arg-type]  # buffers; the parameters are there already
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False)
+    model.train(False)
+    return model
 
 
 def _config(config: Mapping[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from bench.plan.settings import gather
 from bench.results.records import Record
 from bench.results.segments import Store
 from bench.results.values import load_values
+from bench.run.evaluations import _unsteady_warning
 from bench.run.grid import Outcome, execute
 from methods.inference.assemble import assemble
 from methods.interface import Silent
@@ -64,6 +65,11 @@ def test_every_repeat_is_kept_and_the_warm_up_is_not(tmp_path: Path) -> None:
 def test_spread_is_of_quartiles() -> None:
     found = spread(np.array([5.0, 1.0, 2.0, 3.0, 4.0]))
     assert found == {"median": 3.0, "q25": 2.0, "q75": 4.0, "min": 1.0, "max": 5.0}
+
+
+def test_unsteady_speeds_are_warned_of() -> None:
+    assert _unsteady_warning(np.array([10.0, 10.1, 10.2, 9.9, 30.0])) == ()
+    assert "between 5 and 10 token/s" in _unsteady_warning(np.array([5.0, 5.0, 9.0, 10.0, 10.0]))[0]
 
 
 def _run(out: Path, model: Path, **flags: Any) -> Outcome:

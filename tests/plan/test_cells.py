@@ -198,3 +198,16 @@ def test_auto_means_float32_on_a_cpu() -> None:
     assert isinstance(plan().cells[0], Cell)
     assert plan().cells[0].dtype == "float32"
     assert plan(dtype="float16").cells[0].dtype == "float16"
+
+
+def test_every_phase_has_a_protocol_of_its_own() -> None:
+    dense = plan(
+        models="nano-opt", evaluations="perplexity,zeroshot,decode", tasks="rte,piqa", limit="7"
+    ).cells[0]
+    phases = ("prune", *dense.evaluations)
+    found = [dense.protocol(phase) for phase in phases]
+    assert found == ["", "nano/kjv", "zeroshot/piqa,rte@limit=7", "decode/128+64"]
+    whole = plan(models="nano-opt", evaluations="zeroshot", tasks="piqa").cells[0]
+    assert whole.protocol("zeroshot") == "zeroshot/piqa"
+    unused = plan(models="nano-opt", tasks="piqa", limit="7").cells[0]
+    assert unused == plan(models="nano-opt").cells[0], "tasks of no evaluation tell no cells apart"

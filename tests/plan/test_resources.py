@@ -188,3 +188,11 @@ def _record(cell: Cell, phase: str, status: str = "done") -> Any:
         protocol="" if phase == "prune" else cell.evaluation.id,
         parameters={} if cell.dense else parameters,
     )
+
+
+def test_phases_that_hold_the_whole_model_need_its_memory() -> None:
+    streamed, whole = (
+        estimate(last(models="llama-2-7b", evaluations=evaluations)).memory_bytes
+        for evaluations in ("perplexity", "perplexity,decode")
+    )
+    assert streamed < 4 * 6.7e9 < whole

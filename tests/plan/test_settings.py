@@ -47,6 +47,8 @@ protocol: lab
 text: ptb
 windows: 0
 eval: perplexity
+tasks: [piqa, rte]
+limit: 50
 device: cpu
 dtype: bfloat16
 hessian_dtype: float64
@@ -72,6 +74,7 @@ json: true
     assert settings.pattern == ("unstructured", "2:4", "16:64")
     assert [str(target) for target in settings.targets()] == ["50%", "60%", "2:4", "16:64"]
     assert settings.windows == 0
+    assert (settings.tasks, settings.limit) == (("piqa", "rte"), 50)
     assert settings.hidden_budget == 500_000_000
     assert settings.assignments == (
         ("magnitude", "reference", "false"),

@@ -179,7 +179,7 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _offline(asked: bool) -> Iterator[None]:
     """Where ``asked``, the hub's clients read from disk only; as before afterwards."""
-    places = (datasets.config, huggingface_hub.constants)
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [(place, place.HF_HUB_OFFLINE) for place in places]
     for place, value in before:
         place.HF_HUB_OFFLINE = asked or value
