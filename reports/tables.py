@@ -18,6 +18,7 @@ from reports.wording import MISSING, clean, figure, metric_title, percent_change
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table as Grid
 
 NO_SUMMARY: Final = Summary(None, None, 0)
 _QUALITY: Final = (
@@ -34,6 +35,12 @@ _COST: Final = (
     ("Prune time", SIZE_PHASE, "prune_time"),
     ("Peak memory, prune", SIZE_PHASE, "peak_memory"),
     ("Eval, token/s", QUALITY_PHASE, "tokens_per_second"),
+)
+_TASK_METRICS: Final = ("acc/", "acc_norm/")
+_SPEED: Final = (
+    ("Decode, token/s", "decode", "decode_tokens_per_second"),
+    ("First token", "decode", "time_to_first_token"),
+    ("Peak memory, decode", "decode", "decode_peak_memory"),
 )
 _SHOWN: Final = {(phase, name) for _, phase, name in (*_QUALITY, *_COST)} | {(QUALITY_PHASE, "perplexity")}
 _NAMES: Final = ("Method", "Target")
@@ -92,26 +99,39 @@ def seeds_of(row: Row) -> str:
 
 
 def quality_table(group: Group) -> Table:
-    """Perplexity, its increase over dense, KL and flips of one group."""
+    """Perplexity, its increase over dense, KL and flips of one group; or its accuracies, or its speeds."""
+    measured = _measured(group)
     places = {
         id(row): f"{place} of {len(standing.rows)}"
         for standing in standings(group)
         for place, row in enumerate(standing.rows, 1)
         if len(standing.rows) > 1
     }
-    titles = ["Perplexity", "Change from dense", "Place", *(title for title, _, _ in _QUALITY)]
+    titles = ["Perplexity", "Change from dense", "Place", *(title for title, _, _ in (*_QUALITY, *measured))]
     rows = [
         [
             *_names(row),
             figure_of(row, QUALITY_PHASE, "perplexity"),
             change_of(row),
             places.get(id(row), MISSING),
-            *_figures(row, _QUALITY),
+            *_figures(row, (*_QUALITY, *measured)),
             *(clean(row.calibration) or "none", seeds_of(row)),
         ]
         for row in group.rows
     ]
     return _table("Quality", [*_NAMES, *titles, *_CONTEXT], rows, words=len(_CONTEXT))
+
+
+def _measured(group: Group) -> tuple[tuple[str, str, str], ...]:
+    """Accuracies and speeds that a group has, as columns."""
+    keys = dict.fromkeys(key for row in group.rows for key in row.figures)
+    tasks = [(_task_title(name), phase, name) for phase, name in keys if name.startswith(_TASK_METRICS)]
+    return (*tasks, *(column for column in _SPEED if column[1:] in keys))
+
+
+def _task_title(name: str) -> str:
+    metric, _, task = name.partition("/")
+    return clean(task if metric == "acc" else f"{task}, {metric}", 60)
 
 
 def cost_table(group: Group) -> Table:
@@ -122,11 +142,12 @@ def cost_table(group: Group) -> Table:
 
 def other_table(group: Group) -> Table:
     """Every figure that the other tables of the group leave out, one a row, whatever its name."""
+    measured = {(phase, name) for _, phase, name in _measured(group)}
     rows = [
         [*_names(row), clean(phase, 40), metric_title(name), figure_of(row, phase, name)]
         for row in group.rows
         for phase, name in row.figures
-        if (phase, name) not in _SHOWN
+        if (phase, name) not in _SHOWN and (phase, name) not in measured
     ]
     return _table("Other figures", [*_NAMES, "Phase", "Figure", "Value"], rows)
 
@@ -185,6 +206,10 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
     parts: list[Any] = []
     for group in comparison.groups:
         title = Text(title_of(group), style="bold")
+        measured = [column for column in _measured(group) if not column[2].startswith("acc_norm/")]
+        if measured and not any(row.perplexity.count for row in group.rows):
+            parts += [title, _measured_grid(group, measured)]
+            continue
         grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         columns = ("Method", "Target", "Perplexity", "Change", "KL", "Flips", "Sparse", "Prune", "Memory")
         for index, column in enumerate(columns):
@@ -208,6 +233,22 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
     if not parts:
         parts.append(Text("No results yet."))
     return Stack(*parts)
+
+
+def _measured_grid(group: Group, measured: Sequence[tuple[str, str, str]]) -> Grid:
+    """Accuracies or speeds, a row for every figure, since a terminal has no room for many tasks side by side."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column in ("Method", "Target", "Figure", "Value"):
+        grid.add_column(column, justify="right" if column == "Value" else "left", overflow="fold")
+    for row in group.rows:
+        for heading, phase, name in measured:
+            cells = (clean(row.name, 60), clean(row.target, 30), heading, _mean(row, phase, name))
+            grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
+    return grid
 
 
 def _mean(row: Row, phase: str, name: str) -> str:

@@ -9,7 +9,11 @@ from typing import Any, Final
 
 MISSING: Final = "–"
 LONGEST: Final = 240
-_PERCENT: Final = {"sparsity", "top1_flip_rate", "accuracy", "acc", "acc_norm"}
+_PERCENT: Final = {
+    *("sparsity", "top1_flip_rate", "accuracy"),
+    *("acc", "acc_norm", "acc_stderr", "acc_norm_stderr"),
+}
+"""Shares, by the part of a metric's name before its task."""
 _SPOKEN: Final = {
     "kl_to_dense": "KL to dense",
     "top1_flip_rate": "Top-1 flips",
@@ -57,7 +61,7 @@ def figure(value: float | None, unit: str, name: str = "") -> str:
         return MISSING
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
-    if name in _PERCENT and unit == "1":
+    if _share(name) and unit == "1":
         return f"{100 * value:.2f} %"
     if unit == "byte":
         return _scaled(value, "B", 1000)
@@ -85,8 +89,12 @@ def spread(value: str, half_width: float | None, unit: str = "1", name: str = ""
     """`value ± half width`, left out where no interval exists or every seed gave the same figure."""
     if not half_width:
         return value
-    plain = unit not in ("byte", "s", "FLOP/token") and name not in _PERCENT
+    plain = unit not in ("byte", "s", "FLOP/token") and not _share(name)
     return f"{value} ± {f'{half_width:.2g}' if plain else figure(half_width, unit, name)}"
+
+
+def _share(name: str) -> bool:
+    return name.partition("/")[0] in _PERCENT
 
 
 def _count(value: int) -> str:
