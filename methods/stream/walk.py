@@ -57,6 +57,7 @@ class _Walk:
         self.matrices = {matrix.name: matrix for matrix in source.family.matrices(source.shape)}
         self.clock = Stopwatch(source.device)
         self.reports: list[MatrixReport] = []
+        self.finished: Block = {}
 
     def block(self, index: int) -> tuple[Block, Block]:
         """A block to prune, and the same as stored. Raises NonFiniteError, CheckpointError."""
@@ -71,6 +72,7 @@ class _Walk:
     def prune_block(self, index: int, block: Block, raw: Block) -> None:
         """Replace the block's matrices by pruned ones and its input states by its outputs."""
         self.states.enter()
+        self.finished = dict(raw)
         if self.run.schedule == "blockwise":
             self._blockwise(index, block, raw)
         else:
@@ -144,6 +146,7 @@ class _Walk:
                 "raise the damping or store the checkpoint in a wider dtype"
             )
         seconds = time.perf_counter() - began
+        self.finished[f"{matrix.name}.weight"] = weight
         weight = weight.to(self.source.dtype)
         error = None
         if moments is not None:
@@ -259,7 +262,7 @@ def walk(
             block, raw = pruning.block(index)
         pruning.prune_block(index, block, raw)
         with pruning.clock("write"):
-            sink.put(index, {name: tensor.to(raw[name].dtype) for name, tensor in block.items()})
+            sink.put(index, pruning.finished)
             if point is not None:
                 states = pruning.states.hidden.whole() if index + 1 < blocks else torch.empty(0)
                 point.save(index + 1, states, pruning.reports, pruning.clock.seconds)

@@ -144,6 +144,16 @@ def test_a_resume_point_of_another_cell_or_torn_is_not_used(tmp_path: Path) -> N
     assert _prune(model, tmp_path, identity="another").resumed_blocks == 0
 
 
+def test_a_narrow_compute_dtype_does_not_round_what_is_stored(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "llama")
+    _prune(model, tmp_path, method="magnitude", dtype=torch.bfloat16)
+    dense, pruned = CheckpointSource(model), CheckpointSource(model, overlay=tmp_path / "blocks")
+    for name, tensor in dense.raw_block(1).items():
+        kept = pruned.raw_block(1)[name]
+        assert kept.dtype == torch.float32
+        assert torch.equal(kept, torch.where(kept == 0, kept, tensor))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", _FAMILIES)
 def test_stored_dtype_is_kept_and_rounding_seen_by_later_layers(
