@@ -318,7 +318,10 @@ class Run:
 class Pruner(Protocol):
     """A method on a model. Per model, since slicing changes shapes across blocks."""
 
-    needs_calibration: bool
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether results depend on calibration text."""
+        ...
 
     def refuse(self, shape: ModelShape, target: Target) -> str | None:
         """Why this method cannot reach this target on this model, or None. Looks at the config only."""

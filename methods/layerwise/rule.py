@@ -71,8 +71,15 @@ class Solution:
 class Rule(Protocol):
     """Prunes one matrix. Pure: tensors in, tensors out."""
 
-    name: str
-    needs_moments: bool
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        ...
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether the rule reads statistics of the layer's inputs."""
+        ...
 
     def solve(self, problem: Problem) -> Solution:
         """Remove what the budget says, and update what stays."""
@@ -82,8 +89,15 @@ class Rule(Protocol):
 class Allocation(Protocol):
     """Shares a target out over all matrices of a model."""
 
-    name: str
-    needs_calibration: bool
+    @property
+    def name(self) -> str:
+        """As spelled behind ``@``."""
+        ...
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether budgets depend on calibration text."""
+        ...
 
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run

@@ -18,9 +18,7 @@ from methods.interface import Block
 __all__ = ["BlockFolder", "write_json", "write_tensors"]
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file whole or not at all: a temporary file, fsync, rename. Raises MachineError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

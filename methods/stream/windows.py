@@ -98,10 +98,10 @@ class WindowStates:
         self.hidden.close()
 
     def _carry(self, block: Block, part: Part, stage: int) -> Carry:
-        at, carry = self._kept.pop(part.number, None) or (
-            self._anchor[part.number],
-            (self.hidden.get(part.windows),),
-        )
+        carry: Carry = (self.hidden.get(part.windows),)
+        at = self._anchor[part.number]
+        if part.number in self._kept:
+            at, carry = self._kept.pop(part.number)
         arguments = self.arguments(part)
         while at < stage:
             current: Stage = self.stages[at]

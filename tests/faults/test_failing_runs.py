@@ -11,12 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_models import saved_with_tokenizer
 
 from bench.cli.main import main
 from bench.results.segments import Store
-from saved_models import saved_with_tokenizer
 
-_FLAGS = ("--methods", "magnitude", "--protocol", "nano", "--windows", "4", "--samples", "4", "--device", "cpu")
+_FLAGS = (
+    "--methods",
+    "magnitude",
+    "--protocol",
+    "nano",
+    "--windows",
+    "4",
+    "--samples",
+    "4",
+    "--device",
+    "cpu",
+)
 
 
 def _run(capsys: pytest.CaptureFixture[str], out: Path, model: Path, *more: str) -> tuple[int, str, str]:
@@ -45,7 +56,9 @@ def test_truncated_weights(tmp_path: Path, model: Path, capsys: pytest.CaptureFi
     assert "model.safetensors" in reason and "\n" not in reason
 
 
-def test_weights_that_are_no_safetensors(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_no_safetensors(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (model / "model.safetensors").write_bytes(b"\xff" * 64)
     assert _run(capsys, tmp_path / "out", model)[0] == 1
     assert any("model.safetensors" in reason for reason in _reasons(tmp_path / "out"))
@@ -86,14 +99,18 @@ def test_pickled_weights_are_refused(tmp_path: Path, model: Path, capsys: pytest
     assert "safetensors" in said
 
 
-def test_code_beside_the_model_is_not_run(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_beside_the_model_is_not_run(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = json.loads((model / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
     (model / "config.json").write_text(json.dumps(config))
     (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     code, _, error = _run(capsys, tmp_path / "out", model)
     assert code in (1, 2) and not (tmp_path / "ran").exists()
-    assert "auto_map" in error + "".join(_reasons(tmp_path / "out") if (tmp_path / "out" / "records").exists() else ())
+    assert "auto_map" in error + "".join(
+        _reasons(tmp_path / "out") if (tmp_path / "out" / "records").exists() else ()
+    )
 
 
 def test_a_torn_store_is_set_aside_and_filled_again(
@@ -123,13 +140,17 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, model: Path) -> None:
     words = ["run", "--models", f"path:{model}", *_FLAGS, "--threads", "1", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     failed = subprocess.run(
-        [sys.executable, "-c", script, "6000", *words], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", script, "6000", *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     assert "error:" in failed.stderr or "failed" in failed.stderr
     whole = subprocess.run(
-        [sys.executable, "-m", "bench", *words], capture_output=True, text=True, env=environment
+        [sys.executable, "-m", "bench", *words], capture_output=True, text=True, env=environment, check=False
     )
     assert whole.returncode == 0, whole.stderr
     assert {record.status for record in Store(out).records() if record.phase == "perplexity"} == {"done"}
@@ -139,7 +160,16 @@ def test_unreachable_hub_fails_in_one_line_and_the_grid_goes_on(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    words = ["run", "--models", f"opt-125m,path:{model}", *_FLAGS, "--threads", "1", "--out", str(tmp_path / "out")]
+    words = [
+        "run",
+        "--models",
+        f"opt-125m,path:{model}",
+        *_FLAGS,
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(words) == 1
     capsys.readouterr()
     (reason,) = _reasons(tmp_path / "out")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import tiny
 
 from methods import registry
 from methods.errors import UserError
 from methods.interface import Calibration, Run
 from methods.stream.sink import BlockFolder
 from methods.target import Target
-from tiny_models import tiny
 
 _GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
@@ -64,7 +64,9 @@ def test_the_example_is_a_method_in_thirty_lines(install: Path, tmp_path: Path) 
 
 def test_a_broken_plugin_is_named(install: Path) -> None:
     _lay(install, "raise ImportError('no such thing')", "broken = my_pruning:METHOD")
-    with pytest.raises(UserError, match=r"plug-in 'broken' cannot be loaded \(no such thing\); uninstall or mend it"):
+    with pytest.raises(
+        UserError, match=r"plug-in 'broken' cannot be loaded \(no such thing\); uninstall or mend it"
+    ):
         registry.names()
 
 
