@@ -65,7 +65,10 @@ class CellRunner:
         unsaved = save and not cell.dense and (force or not folder.exists())
         if not wanted and not unsaved:
             return Ended("cached", self._summary(keys))
-        overlay = self._prune(cell, subject, keys, machine, wanted=wanted)
+        if "prune" not in wanted and folder.exists():
+            overlay: Path | None = folder
+        else:
+            overlay = self._prune(cell, subject, keys, machine, wanted=wanted)
         if unsaved:
             self.observer.phase("save", 1)
             save_dense(phases.source_of(cell, subject, overlay), folder)

@@ -18,7 +18,7 @@ from bench.evaluate.perplexity import DenseStates, score
 from bench.measure.memory import PeakMemory
 from bench.plan.cells import NEW_TOKENS, PROMPT_TOKENS
 from bench.results.records import Metric
-from bench.run.phases import Figures, source_of
+from bench.run.phases import Figures, notes_on, source_of
 from methods.errors import UnsupportedModel
 from methods.interface import Run
 from methods.stream.source import CheckpointSource
@@ -86,7 +86,7 @@ def perplexity(weights: Weights, run: Run) -> Figures:
         metrics=tuple(metrics),
         seconds={"perplexity": scores.seconds},
         arrays=arrays,
-        warnings=_loss_warnings(scores.nll, subject.checkpoint.shape.vocabulary),
+        warnings=(*_loss_warnings(scores.nll, subject.checkpoint.shape.vocabulary), *notes_on(windows)),
         provenance={"evaluation": windows.provenance},
     )
 

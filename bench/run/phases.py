@@ -23,8 +23,9 @@ from methods.target import Target
 if TYPE_CHECKING:
     from bench.plan.cells import Cell
     from bench.run.subject import Subject
+    from bench.text.sources import Windows
 
-__all__ = ["Figures", "dense_figures", "prune", "run_of", "source_of"]
+__all__ = ["Figures", "dense_figures", "notes_on", "prune", "run_of", "source_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,11 @@ def run_of(cell: Cell, work: Path, identity: str, observer: Observer) -> Run:
 
 
 def source_of(cell: Cell, subject: Subject, overlay: Path | None = None) -> CheckpointSource:
-    """The model's blocks, pruned ones of ``overlay`` in place of the dense."""
-    return CheckpointSource(
-        subject.checkpoint.path, dtype=getattr(torch, cell.dtype), device=cell.device, overlay=overlay
-    )
+    """The model's blocks; with ``overlay`` the pruned ones: a folder of finished blocks, or a saved checkpoint."""
+    folder = subject.checkpoint.path
+    if overlay is not None and not any(overlay.glob("block-*.safetensors")):
+        folder, overlay = overlay, None
+    return CheckpointSource(folder, dtype=getattr(torch, cell.dtype), device=cell.device, overlay=overlay)
 
 
 def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figures:
@@ -88,9 +90,15 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         metrics=tuple(metrics),
         matrices=tuple(_figures(matrix) for matrix in report.matrices),
         seconds=dict(report.seconds),
-        warnings=(*report.warnings, *_layer_warnings(report.matrices)),
+        warnings=(*report.warnings, *_layer_warnings(report.matrices), *notes_on(drawn), *notes_on(heldout)),
         provenance=provenance,
     )
+
+
+def notes_on(windows: Windows | None) -> tuple[str, ...]:
+    """What differs from what the protocol's name promises, as the text's provenance says."""
+    notes = windows.provenance.get("notes", ()) if windows is not None else ()
+    return tuple(str(note) for note in notes)
 
 
 def dense_figures(cell: Cell, subject: Subject) -> Figures:

@@ -245,6 +245,20 @@ def test_saved_checkpoint_loads_anywhere_and_has_the_zeros(tmp_path: Path, model
     assert _records(tmp_path / "reload")["dense", "0%", "perplexity"].metric("perplexity") == scored
 
 
+def test_a_saved_model_is_not_pruned_again_for_another_evaluation(tmp_path: Path, model: Path) -> None:
+    _run(tmp_path, model, methods="sparsegpt", save=True)
+    watcher = Watcher()
+    _run(tmp_path, model, methods="sparsegpt", windows="3", watcher=watcher)
+    assert ("phase", "prune", "3") not in watcher.events
+    _run(tmp_path / "fresh", model, methods="sparsegpt", windows="3")
+    other = next(
+        r for r in Store(tmp_path).records() if "windows=3" in r.protocol and r.method == "sparsegpt"
+    )
+    fresh = _records(tmp_path / "fresh")["sparsegpt", "50%", "perplexity"]
+    assert other.metric("perplexity") == fresh.metric("perplexity")
+    assert other.metric("kl_to_dense") == fresh.metric("kl_to_dense")
+
+
 def test_two_runs_on_one_folder(tmp_path: Path, model: Path) -> None:
     from bench.run.live import held
 
