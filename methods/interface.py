@@ -250,7 +250,8 @@ class MatrixReport:
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What a pruner did to a model. ``seconds`` by phase: forward, moments, solve, read, write."""
+    """What a pruner did to a model. ``seconds`` by phase: what the method takes (allocate, forward, moments,
+    solve), and what the harness adds (read, write, error: the held-out text's forward passes and errors)."""
 
     matrices: tuple[MatrixReport, ...]
     seconds: Mapping[str, float]

@@ -6,8 +6,8 @@ predicted tokens, exp of the mean over windows (arXiv 2301.00774, section 4.1).
 
 from __future__ import annotations
 
+import json
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from methods.families.base import run_block
 from methods.interface import BlockSource, Run, batches
 from methods.stream.hidden import HiddenStates
-from methods.stream.sink import write_tensors
+from methods.stream.sink import write_json, write_tensors
+from methods.stream.stopwatch import Stopwatch
 
 __all__ = ["DenseStates", "Scores", "score"]
 
@@ -41,7 +43,8 @@ class Scores:
     flips: NDArray[np.float64] | None
     predicted: int
     tokens: int
-    seconds: float
+    seconds: dict[str, float]
+    """``forward`` and ``loss``: what scoring takes; ``divergence``: the comparison with the dense model."""
 
     @property
     def nll(self) -> float:
@@ -58,31 +61,39 @@ class Scores:
 
 
 class DenseStates:
-    """What the dense model's head reads, for every predicted token, kept in a file for the divergence of pruned models.
+    """What the dense model's head reads for every predicted token, kept for the divergence of pruned models.
 
-    States, not logits: a vocabulary is a hundred times wider than a model.
+    States, not logits: a vocabulary is a hundred times wider than a model. One file a batch of windows under
+    ``folder``, mapped when read, so that neither side holds more than a batch.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._list = folder / "windows.json"
+        self._part: tuple[range, Tensor] | None = None
 
     def exists(self) -> bool:
-        """Whether a whole file is there."""
-        try:
-            with safe_open(str(self.path), framework="pt", device="cpu"):
-                return True
-        except (OSError, SafetensorError):
-            return False
+        """Whether all batches are there."""
+        return self._list.is_file()
 
-    def write(self, states: Tensor) -> None:
-        """Keep states [windows, length - 1, width]. Raises MachineError."""
-        write_tensors(self.path, {"states": states})
+    def put(self, first: int, states: Tensor) -> None:
+        """Keep states [windows, length - 1, width] of the windows from ``first`` on. Raises MachineError."""
+        write_tensors(self.folder / f"windows-{first:08d}.safetensors", {"states": states})
 
-    def read(self) -> Tensor:
-        """The states, backed by the file."""
-        with safe_open(str(self.path), framework="pt", device="cpu") as file:
-            states: Tensor = file.get_tensor("states")
-        return states
+    def finish(self, starts: list[int]) -> None:
+        """All batches are written; they start at these windows. Raises MachineError."""
+        write_json(self._list, starts)
+
+    def __getitem__(self, window: int) -> Tensor:
+        """States [length - 1, width] of a window, backed by the file."""
+        if self._part is None or window not in self._part[0]:
+            starts = json.loads(self._list.read_text(encoding="utf-8"))
+            first = max(start for start in starts if start <= window)
+            path = self.folder / f"windows-{first:08d}.safetensors"
+            with safe_open(str(path), framework="pt", device="cpu") as file:
+                states: Tensor = file.get_tensor("states")
+            self._part = (range(first, first + len(states)), states)
+        return self._part[1][window - self._part[0].start]
 
 
 @torch.inference_mode()
@@ -101,13 +112,13 @@ def score(
     states within the budget of ``run``, and never more than a slice of the vocabulary's logits. Raises
     CheckpointError, MachineError.
     """
-    began = time.perf_counter()
     count, length = windows.shape
-    scorer = _Scorer(source, dense)
+    clock = Stopwatch(source.device)
+    scorer = _Scorer(source, dense, clock)
     loss = np.full(count, np.nan)
     divergence, flips = np.full(count, np.nan), np.full(count, np.nan)
-    reference = dense_states.read() if dense is not None and dense_states is not None else None
-    kept: list[Tensor] = []
+    reference = dense_states if dense is not None else None
+    starts: list[int] = []
     sections = list(_sections(source, count, length, run.hidden_budget))
     run.observer.phase("perplexity", len(sections) * source.shape.blocks + count)
     done = 0
@@ -115,24 +126,25 @@ def score(
         hidden = HiddenStates(
             (section.stop - section.start, length, source.shape.width), source.dtype, source.device, run
         )
-        for _ in _forward(source, windows[section], hidden, run):
+        for _ in _forward(source, windows[section], hidden, run, clock):
             done += 1
             run.observer.step(done)
         for part in batches(hidden.windows, length, run.batch_tokens):
-            states = source.family.finish(source.outer, source.config, hidden.get(part)[:, :-1])
+            with clock("loss"):
+                states = source.family.finish(source.outer, source.config, hidden.get(part)[:, :-1])
             for offset in range(states.shape[0]):
                 window = section.start + part.start + offset
                 against = None if reference is None else reference[window]
                 figures = scorer(states[offset], windows[window, 1:], against)
                 loss[window], divergence[window], flips[window] = figures
             if dense is None and dense_states is not None:
-                kept.append(states.cpu())
+                starts.append(section.start + part.start)
+                dense_states.put(starts[-1], states)
             done += states.shape[0]
             run.observer.step(done)
         hidden.close()
-    seconds = time.perf_counter() - began
-    if kept and dense_states is not None:
-        dense_states.write(torch.cat(kept))
+    if starts and dense_states is not None:
+        dense_states.finish(starts)
     pruned = reference is not None
     return Scores(
         loss,
@@ -140,7 +152,7 @@ def score(
         flips if pruned else None,
         predicted=count * (length - 1),
         tokens=count * length,
-        seconds=seconds,
+        seconds=clock.seconds,
     )
 
 
@@ -151,7 +163,9 @@ def _sections(source: BlockSource, windows: int, length: int, budget: int) -> It
         yield slice(start, min(windows, start + size))
 
 
-def _forward(source: BlockSource, tokens: Tensor, hidden: HiddenStates, run: Run) -> Iterator[int]:
+def _forward(
+    source: BlockSource, tokens: Tensor, hidden: HiddenStates, run: Run, clock: Stopwatch
+) -> Iterator[int]:
     """Fill ``hidden`` with the last block's outputs, block by block."""
     length = tokens.shape[1]
     parts = list(batches(len(tokens), length, run.batch_tokens))
@@ -160,25 +174,25 @@ def _forward(source: BlockSource, tokens: Tensor, hidden: HiddenStates, run: Run
         size: source.family.arguments(source.config, None, size, length, like)
         for size in {part.stop - part.start for part in parts}
     }
-    for part in parts:
-        ids = tokens[part].to(source.device)
-        hidden.put(part, source.family.embed(source.outer, source.config, ids, None))
     stages = source.family.stages(source.config)
-    for index in range(source.shape.blocks):
-        block = source.block(index)
+    with clock("forward"):
         for part in parts:
-            carry: tuple[Tensor, ...] = (hidden.get(part),)
-            given = arguments[part.stop - part.start]
-            for stage in stages:
-                carry = stage.advance(block, carry, stage.inputs(block, carry, given), given)
-            hidden.put(part, carry[0])
+            ids = tokens[part].to(source.device)
+            hidden.put(part, source.family.embed(source.outer, source.config, ids, None))
+    for index in range(source.shape.blocks):
+        with clock("forward"):
+            block = source.block(index)
+            for part in parts:
+                given = arguments[part.stop - part.start]
+                hidden.put(part, run_block(stages, block, hidden.get(part), given))
         yield index
 
 
 class _Scorer:
     """Loss, divergence and flips of one window, in slices of tokens."""
 
-    def __init__(self, source: BlockSource, dense: BlockSource | None) -> None:
+    def __init__(self, source: BlockSource, dense: BlockSource | None, clock: Stopwatch) -> None:
+        self.clock = clock
         self.head = source.family.head(source.outer, source.config)
         self.dense_head = self.head if dense is None else dense.family.head(dense.outer, dense.config)
         self.piece = max(16, _LOGIT_BYTES // (4 * self.head.shape[0]))
@@ -187,19 +201,22 @@ class _Scorer:
         loss = divergence = flips = 0.0
         for start in range(0, len(targets), self.piece):
             part = slice(start, start + self.piece)
-            aims = targets[part].to(states.device)
-            logits = functional.linear(states[part], self.head).float()
-            found = functional.log_softmax(logits, dim=-1)
-            loss -= float(found.gather(1, aims[:, None]).sum(dtype=torch.float64))
-            if dense is None:
-                continue
-            seen = dense[part].to(device=states.device, dtype=self.dense_head.dtype)
-            expected = functional.log_softmax(functional.linear(seen, self.dense_head).float(), dim=-1)
-            flips += float((found.argmax(-1) != expected.argmax(-1)).sum())
-            divergence += float(functional.kl_div(found, expected, reduction="sum", log_target=True))
+            with self.clock("loss"):
+                aims = targets[part].to(states.device)
+                found = functional.log_softmax(functional.linear(states[part], self.head).float(), dim=-1)
+                loss -= float(found.gather(1, aims[:, None]).sum(dtype=torch.float64))
+            if dense is not None:
+                with self.clock("divergence"):
+                    apart, changed = self._against(found, dense[part])
+                    divergence, flips = divergence + apart, flips + changed
         count = len(targets)
-        return (
-            loss / count,
-            max(0.0, divergence / count) if divergence == divergence else math.nan,
-            flips / count,
-        )
+        # rounding can leave a hair below zero; NaN must stay NaN
+        divergence = max(0.0, divergence) if not math.isnan(divergence) else divergence
+        return loss / count, divergence / count, flips / count
+
+    def _against(self, found: Tensor, dense: Tensor) -> tuple[float, float]:
+        """Summed KL(dense || found) and number of changed argmaxes."""
+        seen = dense.to(device=found.device, dtype=self.dense_head.dtype)
+        expected = functional.log_softmax(functional.linear(seen, self.dense_head).float(), dim=-1)
+        flips = float((found.argmax(-1) != expected.argmax(-1)).sum())
+        return float(functional.kl_div(found, expected, reduction="sum", log_target=True)), flips

@@ -50,12 +50,21 @@ class CellRunner:
         self.command = command
         self.subjects = Subjects()
         self.done = store.done()
+        self._known: dict[str, list[Record]] = {}
+        for record in store.records():
+            self._known.setdefault(record.cell, []).append(record)
+        self._keys: Keys | None = None
+        self._phase = "prune"
 
     def run(self, cell: Cell, *, force: bool, save: bool) -> Ended:
         """Run what is missing of a cell. Raises PruneBenchError."""
+        self._keys, self._phase = None, "prune"
         machine = environment(cell.device, cell.threads)
+        self.subjects.keep_only(cell.model)
         subject = self.subjects.get(cell.model)
-        keys = subject.keys(cell, machine)
+        keys = self._keys = subject.keys(cell, machine)
+        if force:
+            shutil.rmtree(self._work(keys), ignore_errors=True)
         folder = self.out / "checkpoints" / _folder_name(cell, keys)
         wanted = [
             phase
@@ -64,6 +73,7 @@ class CellRunner:
         ]
         unsaved = save and not cell.dense and (force or not folder.exists())
         if not wanted and not unsaved:
+            shutil.rmtree(self._work(keys), ignore_errors=True)
             return Ended("cached", self._summary(keys))
         if "prune" not in wanted and folder.exists():
             overlay: Path | None = folder
@@ -84,16 +94,22 @@ class CellRunner:
     def ended_badly(self, cell: Cell, status: str, reason: str) -> None:
         """Record a refusal or a failure of a cell, unless the last word on it is the very same."""
         machine = environment(cell.device, cell.threads)
-        keys = keys_without_model(cell, machine)
+        keys = (
+            self._keys
+            if self._keys is not None and status != "refused"
+            else keys_without_model(cell, machine)
+        )
+        phase = self._phase if keys is self._keys else "prune"
         wanted = (cell.model, cell.method, cell.target, cell.seed)
-        known = [r for r in self.store.history() if (r.model, r.method, r.target, r.seed) == wanted]
-        last = max(known, key=lambda record: record.finished, default=None)
+        known = [r for records in self._known.values() for r in records]
+        mine = [r for r in known if (r.model, r.method, r.target, r.seed) == wanted]
+        last = max(mine, key=lambda record: record.finished, default=None)
         if last is not None and (last.cell, last.status, last.reason) == (keys.cell, status, reason):
             return
         moment = now()
-        self.store.append(
+        self._append(
             Record(
-                **self._identity(cell, keys, "prune"),
+                **self._identity(cell, keys, phase),
                 status=status,  # type: ignore[arg-type]
                 reason=reason,
                 provenance=self._provenance(None, machine),
@@ -102,9 +118,16 @@ class CellRunner:
             )
         )
 
-    def clear_dense_states(self) -> None:
-        """Drop what only a running grid needs."""
-        shutil.rmtree(self.out / "work" / "dense", ignore_errors=True)
+    def clear(self) -> None:
+        """Drop what only a running grid needs, and what killed runs of older code left."""
+        shutil.rmtree(self.out / "work", ignore_errors=True)
+
+    def _append(self, record: Record) -> None:
+        self.store.append(record)
+        known = [other for other in self._known.get(record.cell, []) if other.key != record.key]
+        self._known[record.cell] = [*known, record]
+        if record.status == "done":
+            self.done.add(record.key)
 
     def _prune(
         self, cell: Cell, subject: Subject, keys: Keys, machine: dict[str, Any], *, wanted: list[str]
@@ -130,6 +153,7 @@ class CellRunner:
         self, cell: Cell, subject: Subject, keys: Keys, machine: dict[str, Any], phase: str
     ) -> Iterator[list[phases.Figures]]:
         started, began = now(), time.perf_counter()
+        self._phase = phase
         self.observer.warnings = []
         result: list[phases.Figures] = []
         yield result
@@ -147,8 +171,7 @@ class CellRunner:
             started=started,
             finished=now(),
         )
-        self.store.append(record)
-        self.done.add(record.key)
+        self._append(record)
 
     def _identity(self, cell: Cell, keys: Keys, phase: str) -> dict[str, Any]:
         return {
@@ -200,12 +223,11 @@ class CellRunner:
     def _dense_states(self, subject: Subject, cell: Cell, keys: Keys) -> Path:
         scored = keys.phases.get("perplexity", "")
         name = f"{subject.checkpoint.revision.replace(':', '-')}-{cell.dtype}-{scored}"
-        return self.out / "work" / "dense" / f"{name}.safetensors"
+        return self.out / "work" / "dense" / name
 
     def _summary(self, keys: Keys) -> str:
-        found = [record for record in self.store.records() if record.cell == keys.cell]
         shown = []
-        for record in found:
+        for record in self._known.get(keys.cell, ()):
             for name, spelled in _SUMMARY:
                 value = record.metric(name)
                 if value is not None:

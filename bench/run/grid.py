@@ -57,7 +57,7 @@ def execute(
                 counts[_run(runner, live, index, cell, force=force, save=save)] += 1
             state = "finished"
             if not counts["failed"]:
-                runner.clear_dense_states()
+                runner.clear()
         except KeyboardInterrupt:
             pass
         finally:

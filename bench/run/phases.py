@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Figures", "dense_figures", "notes_on", "prune", "run_of", "source_of"]
 
 
+_OWN_PHASES = ("allocate", "forward", "moments", "solve")
+"""What a method itself takes; reading, writing and the held-out error are the harness's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What a phase measured, ready for a record."""
@@ -86,11 +90,24 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     if drawn is not None:
         provenance["calibration"] = drawn.provenance
     metrics = [*_size_metrics(pruned, report.matrices), *_cost_metrics(report, memory)]
+    resumed = (
+        (
+            f"went on after block {report.resumed_blocks - 1} of a killed run: peak memory was not measured whole",
+        )
+        if report.resumed_blocks
+        else ()
+    )
     return Figures(
         metrics=tuple(metrics),
         matrices=tuple(_figures(matrix) for matrix in report.matrices),
         seconds=dict(report.seconds),
-        warnings=(*report.warnings, *_layer_warnings(report.matrices), *notes_on(drawn), *notes_on(heldout)),
+        warnings=(
+            *report.warnings,
+            *resumed,
+            *_layer_warnings(report.matrices),
+            *notes_on(drawn),
+            *notes_on(heldout),
+        ),
         provenance=provenance,
     )
 
@@ -107,7 +124,7 @@ def dense_figures(cell: Cell, subject: Subject) -> Figures:
 
 
 def _size_metrics(source: CheckpointSource, matrices: Sequence[MatrixReport]) -> list[Metric]:
-    """Counted on the weights as they lie on disk, not inferred from the target."""
+    """Parameters and bytes are counted on disk; removed weights are those that the method chose."""
     prunable = matrix_sizes(source.family.matrices(source.shape), source.shape.blocks)
     removed = sum(matrix.removed for matrix in matrices)
     parameters = nonzero = stored = 0
@@ -138,9 +155,13 @@ def _size_metrics(source: CheckpointSource, matrices: Sequence[MatrixReport]) ->
 
 def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:
     metrics = [
-        Metric(name="prune_time", unit="s", value=sum(report.seconds.values())),
-        Metric(name="peak_memory", unit="byte", value=memory.peak),
+        Metric(name="prune_time", unit="s", value=sum(report.seconds.get(name, 0.0) for name in _OWN_PHASES)),
     ]
+    if not report.resumed_blocks:
+        metrics += [
+            Metric(name="peak_memory", unit="byte", value=memory.peak),
+            Metric(name="base_memory", unit="byte", value=memory.base),
+        ]
     for name in ("calibration_error", "heldout_error"):
         known = [
             (m.rows * m.columns, getattr(m, name)) for m in report.matrices if getattr(m, name) is not None

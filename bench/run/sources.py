@@ -22,17 +22,19 @@ _SHARED = (
     "methods.layerwise.pruner",
     "methods.layerwise.rule",
     "methods.layerwise.select",
+    "bench.run.phases",
 )
 _READING = ("methods.families", "methods.stream.source", "methods.interface")
+_MEASURED = ("bench.run.evaluations", "bench.measure.memory")
 _WHOLE = ("methods.inference.assemble", *_READING)
 _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "size": (("methods.families.sizes",), ()),
-    "perplexity": (("bench.evaluate.perplexity", *_READING), ()),
+    "size": (("methods.families.sizes", "bench.run.phases"), ()),
+    "perplexity": (("bench.evaluate.perplexity", *_MEASURED, *_READING), ()),
     "zeroshot": (
-        ("bench.evaluate.zeroshot.accuracy", "bench.evaluate.zeroshot.tasks", *_WHOLE),
+        ("bench.evaluate.zeroshot.accuracy", "bench.evaluate.zeroshot.tasks", *_MEASURED, *_WHOLE),
         ("transformers", "tokenizers", "datasets", "lm-eval"),
     ),
-    "decode": (("bench.measure.decode", *_WHOLE), ("transformers",)),
+    "decode": (("bench.measure.decode", *_MEASURED, *_WHOLE), ("transformers",)),
 }
 """Modules that an evaluation's figures depend on, and libraries whose versions do."""
 

@@ -82,6 +82,7 @@ class Subject:
         drawn: dict[str, str] = {
             "code": evaluation_sources("size") if cell.dense else prune_sources(cell.method)
         }
+        drawn["device"] = cell.device.partition(":")[0]
         if cell.calibration is not None and cell.seed is not None:
             drawn["calibration"] = _hash(self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens)
         if cell.heldout is not None:

@@ -77,9 +77,9 @@ def _bin_of(histogram: Tensor, count: int) -> tuple[int, int]:
 def _bit_patterns(source: BlockSource) -> Iterator[tuple[int, str, Tensor]]:
     matrices = source.family.matrices(source.shape)
     for index in range(source.shape.blocks):
-        block = source.block(index)
+        block = source.raw_block(index)
         for matrix in matrices:
-            weight = block[f"{matrix.name}.weight"].float().abs().flatten()
+            weight = block[f"{matrix.name}.weight"].to(source.device, torch.float32).abs().flatten()
             if not bool(torch.isfinite(weight).all()):
                 raise NonFiniteError(
                     f"block {index} {matrix.name}: its weights hold NaN or infinity; check the checkpoint"

@@ -65,6 +65,9 @@ def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 <
             )
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
+    except MachineError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise MachineError(

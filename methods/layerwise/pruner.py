@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from methods.errors import UserError
 from methods.families import family_of
 from methods.interface import BlockSink, BlockSource, Calibration, Matrix, ModelShape, PruneReport, Run
 from methods.layerwise.rule import Allocation, Moments, Problem, Rule, Solution
+from methods.stream.stopwatch import Stopwatch
 from methods.stream.walk import SCHEDULES, walk
 from methods.target import Target
 
@@ -54,7 +55,9 @@ class LayerwisePruner:
             raise UserError(f"schedule '{run.schedule}' is unknown; use {' or '.join(SCHEDULES)}")
         if calibration is None:
             raise UserError(f"{self.rule.name} needs calibration or held-out windows")
-        budgets = self.allocation(source, calibration, target, run)
+        clock = Stopwatch(source.device)
+        with clock("allocate"):
+            budgets = self.allocation(source, calibration, target, run)
 
         def solve(index: int, matrix: Matrix, weight: Tensor, moments: Moments | None) -> Solution:
             budget = budgets[index, matrix.name]
@@ -62,7 +65,8 @@ class LayerwisePruner:
                 Problem(index, matrix, weight, budget, moments, run.generator(index, matrix.name))
             )
 
-        return walk(source, calibration, solve, sink, run, needs_moments=self.rule.needs_moments)
+        report = walk(source, calibration, solve, sink, run, needs_moments=self.rule.needs_moments)
+        return replace(report, seconds={**report.seconds, **clock.seconds})
 
 
 def layerwise(rule: Rule, allocation: Allocation | None = None) -> LayerwisePruner:

@@ -24,7 +24,7 @@ from methods.layerwise.rule import Moments, Solution
 from methods.moments import Gram
 from methods.stream.resume import ResumePoint
 from methods.stream.stopwatch import Stopwatch
-from methods.stream.windows import WindowStates
+from methods.stream.windows import Part, WindowStates
 
 __all__ = ["SCHEDULES", "Solver", "walk"]
 
@@ -78,13 +78,14 @@ class _Walk:
         else:
             self._sequential(index, block, raw)
         if index + 1 < self.source.shape.blocks:
-            with self.clock("forward"):
-                self.states.leave(block)
+            for part in self.states.parts:
+                with self.clock(_phase(part)):
+                    self.states.leave(block, part)
 
     def _sequential(self, index: int, block: Block, raw: Block) -> None:
         for stage in self._stages(index):
             for part in self.states.parts:
-                with self.clock("forward"):
+                with self.clock(_phase(part)):
                     inputs = self.states.inputs(block, part, stage.number)
                 self._gather(stage, inputs, part.counted)
             first = len(self.reports)
@@ -198,6 +199,11 @@ class _Walk:
             report = self.reports[first + offset]
             fields = {name: getattr(report, name) for name in MatrixReport.__slots__}
             self.reports[first + offset] = MatrixReport(**{**fields, "heldout_error": error})
+
+
+def _phase(part: Part) -> str:
+    """Under which name a batch's forward pass is timed: held-out text serves the error figures only."""
+    return "forward" if part.counted else "error"
 
 
 class _OutputErrors:

@@ -77,10 +77,9 @@ class WindowStates:
         carry = self._carry(block, part, stage)
         return self.stages[stage].inputs(block, carry, self.arguments(part))
 
-    def leave(self, block: Block) -> None:
-        """Run what is left of the block: states become its outputs."""
-        for part in self.parts:
-            self._carry(block, part, len(self.stages))
+    def leave(self, block: Block, part: Part) -> None:
+        """Run what is left of the block for a batch: its states become the block's outputs."""
+        self._carry(block, part, len(self.stages))
 
     def dense_inputs(self, block: Block, part: Part) -> Iterator[Tensor]:
         """Inputs of every stage in turn, with the block as given and nothing kept (schedule ``blockwise``)."""

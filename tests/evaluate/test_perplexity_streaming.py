@@ -58,7 +58,7 @@ def test_divergence_and_flips_against_dense(tmp_path: Path, family: str) -> None
 
     save_dense(pruned, tmp_path / "saved", shard_bytes=20_000)
     first, second = _by_hand(model), _by_hand(tmp_path / "saved")
-    states = DenseStates(tmp_path / "states.safetensors")
+    states = DenseStates(tmp_path / "states")
     assert not states.exists()
     score(dense, _WINDOWS, Run(), dense_states=states)
     assert states.exists()
@@ -74,7 +74,7 @@ def test_divergence_and_flips_against_dense(tmp_path: Path, family: str) -> None
 @pytest.mark.parametrize("family", _FAMILIES)
 def test_dense_against_itself_is_zero(tmp_path: Path, family: str) -> None:
     source = CheckpointSource(saved(tmp_path / "model", family))
-    states = DenseStates(tmp_path / "states.safetensors")
+    states = DenseStates(tmp_path / "states")
     score(source, _WINDOWS, Run(), dense_states=states)
     scores = score(source, _WINDOWS, Run(), dense=source, dense_states=states)
     assert scores.divergence is not None and scores.flips is not None

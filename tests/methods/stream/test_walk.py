@@ -195,6 +195,13 @@ def test_global_magnitude_has_one_threshold_over_all_matrices(tmp_path: Path) ->
     assert len({m.removed / (m.rows * m.columns) for m in report.matrices}) > 1
 
 
+def test_global_magnitude_looks_at_stored_weights_whatever_the_compute_dtype(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "opt", dtype=torch.float16)
+    for dtype in (torch.float32, torch.bfloat16):
+        _prune(model, tmp_path / str(dtype), method="magnitude@global", dtype=dtype)
+    assert _digest(tmp_path / "torch.float32" / "blocks") == _digest(tmp_path / "torch.bfloat16" / "blocks")
+
+
 def test_global_magnitude_counts_ties_once(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "opt")
     from safetensors.torch import load_file, save_file
