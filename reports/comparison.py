@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
-from bench.results.records import Record
+from bench.results.records import Metric, Record
 from reports.statistics import Summary, ratio, summarise
 from reports.wording import clean
 
@@ -19,7 +20,24 @@ QUALITY_PHASE: Final = "perplexity"
 BROKEN: Final = 10.0
 """A perplexity beyond this many times the dense one is called broken rather than worse."""
 
+TIMED_PHASES: Final = ("decode", "kernels")
+"""Phases whose figures are speeds, and so belong to the machine and software they were measured on."""
+
 Identity = tuple[str, str, str, str, str]
+Parts = tuple[Record, ...]
+
+
+class Key(NamedTuple):
+    """What rows must share to stand in one table: `text` is a digest, `environment` set for speeds only."""
+
+    model: str
+    revision: str
+    protocol: str
+    text: str = ""
+    environment: str = ""
+
+
+Slots = dict[Key, dict[Identity, list[Parts]]]
 
 
 @dataclass(frozen=True)
@@ -55,13 +73,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """What was measured on one model revision under one evaluation protocol: only that shares a column."""
+    """What was measured on one model revision, on one text under one protocol: only that shares a column.
 
-    model: str
+    `apart` says what tells the group from others of the same model and protocol, empty where there are none.
+    """
+
+    key: Key
     label: str
-    revision: str
-    protocol: str
     rows: tuple[Row, ...]
+    apart: str = ""
+
+    @property
+    def model(self) -> str:
+        """The model's id."""
+        return self.key.model
+
+    @property
+    def revision(self) -> str:
+        """The model's revision; empty where none was recorded."""
+        return self.key.revision
+
+    @property
+    def protocol(self) -> str:
+        """The evaluation protocol's id; empty for what was not evaluated."""
+        return self.key.protocol
 
     @property
     def dense(self) -> tuple[Row, ...]:
@@ -97,13 +132,12 @@ def compare(records: Sequence[Record]) -> Comparison:
     """Arrange current records (see `reports.load.current`); only seeds of equal cells are averaged."""
     done = [record for record in records if record.status == "done"]
     prunes = {record.cell: record for record in done if record.phase == SIZE_PHASE}
-    by_subject = {record.subject: record for record in prunes.values()}
-    groups: dict[tuple[str, str, str], dict[Identity, list[tuple[Record, ...]]]] = {}
+    groups: Slots = {}
     evaluated: set[str] = set()
     for record in done:
         if record.phase == SIZE_PHASE:
             continue
-        prune = prunes.get(record.cell) or by_subject.get(record.subject)
+        prune = prunes.get(record.cell)
         parts = (record,) if prune is None else (prune, record)
         evaluated.update(part.cell for part in parts)
         _place(groups, record, parts)
@@ -112,7 +146,8 @@ def compare(records: Sequence[Record]) -> Comparison:
             _place(groups, record, (record,))
     return Comparison(
         groups=tuple(
-            _group(key, slots) for key, slots in sorted(groups.items(), key=lambda item: item[0][2] == "")
+            _group(key, slots, _apart(key, groups))
+            for key, slots in sorted(groups.items(), key=lambda item: item[0].protocol == "")
         ),
         problems=tuple(record for record in records if record.status != "done"),
         warnings=tuple((record, warning) for record in done for warning in record.warnings),
@@ -120,12 +155,9 @@ def compare(records: Sequence[Record]) -> Comparison:
     )
 
 
-def _place(
-    groups: dict[tuple[str, str, str], dict[Identity, list[tuple[Record, ...]]]],
-    record: Record,
-    parts: tuple[Record, ...],
-) -> None:
-    key = (record.model, _revision(record), record.protocol)
+def _place(groups: Slots, record: Record, parts: Parts) -> None:
+    environment = record.environment if record.phase in TIMED_PHASES else ""
+    key = Key(record.model, _revision(record), record.protocol, _text(record), environment)
     identity = (
         record.method,
         record.target,
@@ -147,7 +179,29 @@ def _revision(record: Record) -> str:
     return revision if isinstance(revision, str) else ""
 
 
-def _group(key: tuple[str, str, str], slots: dict[Identity, list[tuple[Record, ...]]]) -> Group:
+def _text(record: Record) -> str:
+    """Digest of what the model was evaluated on: the tokens, or the tasks with their data; empty for a prune."""
+    evaluation = record.provenance.get("evaluation")
+    tokens = evaluation.get("tokens_sha256") if isinstance(evaluation, dict) else None
+    if isinstance(tokens, str):
+        return tokens
+    tasks = record.provenance.get("tasks")
+    return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest() if tasks else ""
+
+
+def _apart(key: Key, groups: Slots) -> str:
+    namesakes = [other for other in groups if (other.model, other.protocol) == (key.model, key.protocol)]
+    said = []
+    for noun, own, found in (
+        ("text", key.text, {other.text for other in namesakes}),
+        ("environment", key.environment, {other.environment for other in namesakes}),
+    ):
+        if len(found) > 1:
+            said.append(f"{noun} {clean(own[:8]) or 'not recorded'} ({len(found)} different {noun}s)")
+    return ", ".join(said)
+
+
+def _group(key: Key, slots: dict[Identity, list[Parts]], apart: str) -> Group:
     rows: list[Row] = []
     for identity, runs in slots.items():
         # One subject may have several phases under one protocol; distinct subjects are distinct runs.
@@ -167,15 +221,15 @@ def _group(key: tuple[str, str, str], slots: dict[Identity, list[tuple[Record, .
     label = next(
         (_fact(record, "label") for row in rows for record in row.records if _fact(record, "label")), ""
     )
-    return Group(key[0], label, key[1], key[2], tuple(rows))
+    return Group(key, label, tuple(rows), apart)
 
 
-def _row(identity: Identity, members: Sequence[tuple[Record, ...]], variant: str = "") -> Row:
+def _row(identity: Identity, members: Sequence[Parts], variant: str = "") -> Row:
     values: dict[tuple[str, str], list[float | None]] = {}
     units: dict[tuple[str, str], str] = {}
     for parts in members:
         for record in parts:
-            for metric in record.metrics:
+            for metric in (*record.metrics, *_derived(record)):
                 values.setdefault((record.phase, metric.name), []).append(metric.value)
                 units[record.phase, metric.name] = metric.unit
     method, target, calibration, dtype, parameters = identity
@@ -195,6 +249,14 @@ def _row(identity: Identity, members: Sequence[tuple[Record, ...]], variant: str
         change=Summary(None, None, 0),
         variant=variant,
     )
+
+
+def _derived(record: Record) -> tuple[Metric, ...]:
+    """What the phase added to the memory that the process held before it, where both were measured."""
+    peak, base = record.metric("peak_memory"), record.metric("base_memory")
+    if peak is None or base is None:
+        return ()
+    return (Metric(name="added_memory", unit="byte", value=peak - base),)
 
 
 def _against_dense(rows: Sequence[Row]) -> list[Row]:

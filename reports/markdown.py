@@ -44,6 +44,7 @@ def markdown_page(loaded: Loaded, comparison: Comparison) -> str:
                     "",
                     *markdown_table(table),
                     "",
+                    *((" ".join(map(escape_markdown, table.notes)), "") if table.notes else ()),
                 ]
     if comparison.problems:
         lines += ["## Refused and failed", "", *markdown_table(problem_table(comparison)), ""]

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.results.records import Record
@@ -33,9 +33,9 @@ _COST: Final = (
     ("Non-zero parameters", SIZE_PHASE, "parameters_nonzero"),
     ("Bytes", SIZE_PHASE, "bytes"),
     ("Prune time", SIZE_PHASE, "prune_time"),
-    ("Peak memory, prune", SIZE_PHASE, "peak_memory"),
-    ("Eval, token/s", QUALITY_PHASE, "tokens_per_second"),
+    ("Added memory, prune", SIZE_PHASE, "added_memory"),
 )
+_WHOLE_MEMORY: Final = ("Peak memory, prune", SIZE_PHASE, "peak_memory")
 _TASK_METRICS: Final = ("acc/", "acc_norm/")
 _SPEED: Final = (
     ("Decode, token/s", "decode", "decode_tokens_per_second"),
@@ -43,6 +43,23 @@ _SPEED: Final = (
     ("Peak memory, decode", "decode", "decode_peak_memory"),
 )
 _SHOWN: Final = {(phase, name) for _, phase, name in (*_QUALITY, *_COST)} | {(QUALITY_PHASE, "perplexity")}
+_SINGLE_NOTE: Final = (
+    "Times, speeds and memory are single measurements on a machine that may have been busy with other work."
+)
+_ADDED_NOTE: Final = "Added memory is the peak less what the process held before pruning began."
+_BYTES_NOTE: Final = "Bytes are the size with zeros stored dense."
+_RATE_NOTE: Final = (
+    "Evaluation's tokens per second is how fast the run scored text with zeros stored dense: "
+    "no measure of what sparsity gains."
+)
+_HELDOUT_NOTE: Final = (
+    "Held-out error is the relative squared output error of the pruned matrices on text never drawn for "
+    "calibration, averaged with their sizes as weights."
+)
+_CALIBRATION_NOTE: Final = (
+    "Calibration is written text:windows x length, the length of a window in tokens, “context” for the "
+    "model's whole context."
+)
 _NAMES: Final = ("Method", "Target")
 _CONTEXT: Final = ("Calibration", "Seeds")
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -50,13 +67,17 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells; the first `headers` columns name the row, the last `words` are text, the rest figures."""
+    """Text cells; the first `headers` columns name the row, the last `words` are text, the rest figures.
+
+    `notes` are the sentences to stand in a line below the table.
+    """
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     headers: int
     words: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def figures(self) -> range:
@@ -119,7 +140,15 @@ def quality_table(group: Group) -> Table:
         ]
         for row in group.rows
     ]
-    return _table("Quality", [*_NAMES, *titles, *_CONTEXT], rows, words=len(_CONTEXT))
+    table = _table("Quality", [*_NAMES, *titles, *_CONTEXT], rows, words=len(_CONTEXT))
+    notes = []
+    if "Held-out error" in table.columns:
+        notes.append(_HELDOUT_NOTE)
+    if any(column[1:] in {speed[1:] for speed in _SPEED} for column in measured):
+        notes.append(_SINGLE_NOTE)
+    if any(row.calibration for row in group.rows):
+        notes.append(_CALIBRATION_NOTE)
+    return replace(table, notes=tuple(notes))
 
 
 def _measured(group: Group) -> tuple[tuple[str, str, str], ...]:
@@ -135,21 +164,54 @@ def _task_title(name: str) -> str:
 
 
 def cost_table(group: Group) -> Table:
-    """Real size, cost of pruning and speed of evaluation of one group."""
-    rows = [[*_names(row), *_figures(row, _COST)] for row in group.rows]
-    return _table("Size and cost", [*_NAMES, *(title for title, _, _ in _COST)], rows)
+    """Real size and cost of pruning of one group."""
+    columns = _cost(group)
+    rows = [[*_names(row), *_figures(row, columns)] for row in group.rows]
+    table = _table("Size and cost", [*_NAMES, *(title for title, _, _ in columns)], rows)
+    notes = []
+    if {"Prune time", "Added memory, prune", _WHOLE_MEMORY[0]} & set(table.columns):
+        notes.append(_SINGLE_NOTE)
+    if "Added memory, prune" in table.columns:
+        notes.append(_ADDED_NOTE)
+    places = {
+        record.environment for row in group.rows for record in row.records if record.phase == SIZE_PHASE
+    }
+    if notes and len(places) > 1:
+        notes.append(f"These rows come from {len(places)} environments.")
+    if "Bytes" in table.columns:
+        notes.append(_BYTES_NOTE)
+    return replace(table, notes=tuple(notes))
+
+
+def _cost(group: Group) -> tuple[tuple[str, str, str], ...]:
+    """The columns of cost: what pruning added to memory, and the whole process where only that is known."""
+    whole = _WHOLE_MEMORY[1:]
+    alone = any(
+        whole in row.figures and (SIZE_PHASE, "added_memory") not in row.figures for row in group.rows
+    )
+    return (*_COST, _WHOLE_MEMORY) if alone else _COST
 
 
 def other_table(group: Group) -> Table:
     """Every figure that the other tables of the group leave out, one a row, whatever its name."""
-    measured = {(phase, name) for _, phase, name in _measured(group)}
+    measured = {(phase, name) for _, phase, name in (*_measured(group), *_cost(group))}
     rows = [
         [*_names(row), clean(phase, 40), metric_title(name), figure_of(row, phase, name)]
         for row in group.rows
         for phase, name in row.figures
         if (phase, name) not in _SHOWN and (phase, name) not in measured
     ]
-    return _table("Other figures", [*_NAMES, "Phase", "Figure", "Value"], rows)
+    table = _table("Other figures", [*_NAMES, "Phase", "Figure", "Value"], rows)
+    measures = {(phase, name): unit for row in group.rows for (phase, name), unit in row.units.items()}
+    shown = {key: unit for key, unit in measures.items() if key not in _SHOWN | measured}
+    notes = [_SINGLE_NOTE] if {"s", "token/s"} & set(shown.values()) or _memory(shown) else []
+    if (QUALITY_PHASE, "tokens_per_second") in shown:
+        notes.append(_RATE_NOTE)
+    return replace(table, notes=tuple(notes))
+
+
+def _memory(keys: Iterable[tuple[str, str]]) -> bool:
+    return any(name.endswith("_memory") for _, name in keys)
 
 
 def problem_table(comparison: Comparison) -> Table:
@@ -192,7 +254,8 @@ def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], 
 def title_of(group: Group) -> str:
     """A group's heading: model, its label, and the protocol whose figures it holds."""
     model = clean(group.model) + (f" ({clean(group.label)})" if group.label else "")
-    return f"{model} · {clean(group.protocol) if group.protocol else 'not evaluated'}"
+    apart = f" · {group.apart}" if group.apart else ""
+    return f"{model} · {clean(group.protocol) if group.protocol else 'not evaluated'}{apart}"
 
 
 def terminal_table(records: Iterable[Record]) -> RenderableType:
@@ -211,7 +274,10 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
             parts += [title, _measured_grid(group, measured)]
             continue
         grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        columns = ("Method", "Target", "Perplexity", "Change", "KL", "Flips", "Sparse", "Prune", "Memory")
+        heading, memory = ("Memory", "peak_memory")
+        if any((SIZE_PHASE, "added_memory") in row.figures for row in group.rows):
+            heading, memory = ("Added\nmemory", "added_memory")
+        columns = ("Method", "Target", "Perplexity", "Change", "KL", "Flips", "Sparse", "Prune", heading)
         for index, column in enumerate(columns):
             named = index < 2
             grid.add_column(column, justify="left" if named else "right", overflow="fold", no_wrap=not named)
@@ -220,10 +286,12 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
                 *(clean(row.name, 60), clean(row.target, 30)),
                 *(figure_of(row, QUALITY_PHASE, "perplexity"), _mean_change(row)),
                 *(_mean(row, QUALITY_PHASE, name) for name in ("kl_to_dense", "top1_flip_rate")),
-                *(_mean(row, SIZE_PHASE, name) for name in ("sparsity", "prune_time", "peak_memory")),
+                *(_mean(row, SIZE_PHASE, name) for name in ("sparsity", "prune_time", memory)),
             )
             grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
         parts.append(grid)
+    if comparison.groups:
+        parts.append(Text(_SINGLE_NOTE, style="dim"))
     if comparison.problems:
         parts.append(Text("Refused and failed", style="bold"))
     for record in comparison.problems:

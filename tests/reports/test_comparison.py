@@ -12,7 +12,7 @@ from reports.comparison import asked_sparsity, compare, missed_targets, standing
 from reports.load import current, figures_frame, matrices_frame
 from reports.overview import headline, overview
 from reports.statistics import ratio, summarise
-from reports.tables import cost_table, other_table, problem_table, quality_table
+from reports.tables import cost_table, other_table, problem_table, quality_table, title_of
 
 
 def with_perplexity(records: list[Record], value: float | None) -> list[Record]:
@@ -68,13 +68,86 @@ def test_size_and_quality_meet_in_one_row() -> None:
     )
     assert cost_table(group).columns == (
         *("Method", "Target", "Sparsity achieved", "Weights removed", "Parameters", "Non-zero parameters"),
-        *("Bytes", "Prune time", "Peak memory, prune", "Eval, token/s"),
+        *("Bytes", "Prune time", "Peak memory, prune"),
     )
     assert cost_table(group).rows[0][2:] == (
         *("50.00 %", "500,000", "1,500,000", "1,000,000"),
-        *("6 MB", "3.25 s", "400 MB", "12,345.6"),
+        *("6 MB", "3.25 s", "400 MB"),
     )
-    assert ("sparsegpt", "50%", "perplexity", "Peak memory", "500 MB") in other_table(group).rows
+    other = other_table(group)
+    assert ("sparsegpt", "50%", "perplexity", "Peak memory", "500 MB") in other.rows
+    # How fast one run scored text is no property of the method: it stands apart, and says so.
+    assert ("sparsegpt", "50%", "perplexity", "Tokens per second", "12,345.6 token/s") in other.rows
+    assert any("no measure of what sparsity gains" in note for note in other.notes)
+
+
+def on(records: list[Record], tokens: str) -> list[Record]:
+    return [
+        entry
+        if entry.phase == "prune"
+        else entry.model_copy(
+            update={
+                "provenance": {**entry.provenance, "evaluation": {"tokens_sha256": tokens}},
+                "subject": entry.subject + tokens,
+            }
+        )
+        for entry in records
+    ]
+
+
+def test_texts_never_share_a_table() -> None:
+    records = [*cell("nano-opt", "dense", "0%"), *cell("nano-opt", "sparsegpt", "50%")]
+    first, second = on(records, "a1" * 32), on(with_perplexity(records, 40.0), "b2" * 32)
+    (alone,) = compare(first).groups
+    assert title_of(alone) == "nano-opt · nano/kjv"
+    groups = compare([*first, *(entry for entry in second if entry.phase != "prune")]).groups
+    assert [title_of(group) for group in groups] == [
+        f"nano-opt · nano/kjv · text {short} (2 different texts)" for short in ("a1a1a1a1", "b2b2b2b2")
+    ]
+    means = [row.perplexity.mean for group in groups for row in group.rows]
+    assert means == pytest.approx([20.0, 23.0, 40.0, 40.0])
+    # Another model's tokenizer makes other tokens of the same text: nothing to tell apart.
+    others = on(cell("nano-llama", "dense", "0%"), "c3" * 32)
+    assert [title_of(group) for group in compare([*first, *others]).groups] == [
+        "nano-opt · nano/kjv",
+        "nano-llama · nano/kjv",
+    ]
+
+
+def test_memory_is_what_pruning_added() -> None:
+    base = Metric(name="base_memory", unit="byte", value=150_000_000)
+    prune, evaluation = cell("nano-opt", "sparsegpt", "50%")
+    based = [prune.model_copy(update={"metrics": (*prune.metrics, base)}), evaluation]
+    (group,) = compare(based).groups
+    table = cost_table(group)
+    assert table.columns[-2:] == ("Prune time", "Added memory, prune")
+    assert table.rows[0][-1] == "250 MB"
+    assert any("before pruning began" in note for note in table.notes)
+    assert {row[3:] for row in other_table(group).rows if row[2] == "prune"} >= {
+        ("Peak memory", "400 MB"),
+        ("Base memory", "150 MB"),
+    }
+    # The whole process is never shown as what pruning added.
+    (mixed,) = compare([*based, *cell("nano-opt", "magnitude", "50%")]).groups
+    table = cost_table(mixed)
+    assert table.columns[-2:] == ("Added memory, prune", "Peak memory, prune")
+    assert {row[0]: row[-2:] for row in table.rows} == {
+        "sparsegpt": ("250 MB", "400 MB"),
+        "magnitude": ("–", "400 MB"),
+    }
+
+
+def test_notes_explain_what_a_table_holds() -> None:
+    (group,) = compare(cell("nano-opt", "sparsegpt", "50%")).groups
+    quality, cost = " ".join(quality_table(group).notes), " ".join(cost_table(group).notes)
+    assert "never drawn for calibration" in quality and "windows x length" in quality
+    assert "may have been busy" in cost and "zeros stored dense" in cost
+    assert "environments" not in cost
+    (dense,) = compare(cell("nano-opt", "dense", "0%")).groups
+    assert quality_table(dense).notes == ()
+    elsewhere = cell("nano-opt", "magnitude", "50%", environment="e1")
+    (both,) = compare([*cell("nano-opt", "sparsegpt", "50%"), *elsewhere]).groups
+    assert "These rows come from 2 environments." in cost_table(both).notes
 
 
 def test_unknown_metrics_and_phases_are_shown() -> None:

@@ -9,7 +9,7 @@ from sample_records import record
 
 from bench.results.records import Metric, Record
 from reports.comparison import compare
-from reports.tables import other_table, quality_table, terminal_table
+from reports.tables import other_table, quality_table, terminal_table, title_of
 
 _PROTOCOL = "zeroshot/hellaswag,piqa@limit=200"
 
@@ -55,6 +55,38 @@ def test_accuracies_and_speeds_are_columns_of_their_own_groups() -> None:
     table = quality_table(by_protocol["decode/128+64"])
     assert table.columns[2:4] == ("Decode, token/s", "First token")
     assert table.rows[0][2:4] == ("123.40", "20 ms")
+
+
+def test_speeds_of_different_environments_never_share_a_table() -> None:
+    here = _records("dense", 0.75)
+    there = [
+        entry.model_copy(update={"environment": "e1e1e1e1e1", "subject": f"{entry.subject}!"})
+        for entry in _records("magnitude", 0.5)
+    ]
+    groups = compare([*here, *there]).groups
+    # Accuracies do not depend on the machine; speeds do.
+    assert [[row.method for row in group.rows] for group in groups] == [
+        ["dense", "magnitude"],
+        ["dense"],
+        ["magnitude"],
+    ]
+    assert [title_of(group) for group in groups[1:]] == [
+        "nano-opt · decode/128+64 · environment e0 (2 different environments)",
+        "nano-opt · decode/128+64 · environment e1e1e1e1 (2 different environments)",
+    ]
+    assert any("may have been busy" in note for note in quality_table(groups[1]).notes)
+
+
+def test_tasks_on_other_data_never_share_a_table() -> None:
+    scored = [
+        entry.model_copy(update={"provenance": {"tasks": {"piqa": {"sha256": digest}}}})
+        for method, digest in (("dense", "aa"), ("magnitude", "bb"))
+        for entry in _records(method, 0.5)
+        if entry.phase == "zeroshot"
+    ]
+    groups = compare(scored).groups
+    assert [[row.method for row in group.rows] for group in groups] == [["dense"], ["magnitude"]]
+    assert len({title_of(group) for group in groups}) == 2
 
 
 def test_the_terminal_shows_them_without_empty_columns() -> None:
