@@ -113,7 +113,8 @@ def quality_chart(group: Group) -> dict[str, Any] | None:
     if dense:
         rule = alt.Chart(alt.InlineData(values=dense)).encode(y=alt.Y("perplexity:Q"))
         layers.append(rule.mark_rule(strokeDash=[5, 4], color=_INK, opacity=0.7))
-        label = rule.mark_text(align="right", dx=-4, dy=-7, color=_INK, fontSize=12)
+        # Pruned models lie above the dense line, so below it at the right edge the label meets no point.
+        label = rule.mark_text(align="right", dx=-4, dy=7, color=_INK, fontSize=12)
         layers.append(label.encode(text="text:N", x=alt.value("width")))
     return _specification(alt.layer(*layers).properties(width="container", height=280))
 

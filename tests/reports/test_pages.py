@@ -163,6 +163,9 @@ def test_charts_are_valid_specifications_without_addresses(plain: dict[str, str]
         alt.Chart.from_dict(chart)
         addresses = re.findall(r"https?://[^\"]+", json.dumps(chart))
         assert all(address.startswith("https://vega.github.io/schema/") for address in addresses)
+    label = charts[0]["layer"][-1]
+    assert label["mark"]["type"] == "text" and label["mark"]["align"] == "right"
+    assert label["encoding"]["x"] == {"value": "width"}
     points = next(rows for rows in charts[0]["datasets"].values() if "method" in rows[0])
     assert {(point["method"], point["target"]) for point in points} == {
         (method, target) for method in ("sparsegpt", "magnitude") for target in ("50%", "2:4")
@@ -249,6 +252,16 @@ def test_the_terminal_table_fits_and_tells() -> None:
     assert "sparsegpt  50%          23.00  +15.0 %" in output
     assert "refused  opt-odd sparsegpt 2:4 seed 0: 2:4 needs widths" in output
     assert max(map(len, output.splitlines())) <= 80
+    base = Metric(name="base_memory", unit="byte", value=150_000_000)
+    based = [
+        entry.model_copy(update={"metrics": (*entry.metrics, base)})
+        for entry in cell("smollm2-135m", "sparsegpt", "50%")
+    ]
+    with console.capture() as captured:
+        console.print(terminal_table(based))
+    assert "250 MB" in captured.get() and "400 MB" not in captured.get()
+    assert "single measurements on a machine" in captured.get()
+    assert max(map(len, captured.get().splitlines())) <= 80
     console.print(terminal_table([]))
     assert "No results yet." in console.file.getvalue()  # type: ignore[attr-defined]
 
