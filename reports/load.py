@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.results.records import Record, moment
+from bench.results.current import current
+from bench.results.records import Record
 from bench.results.rows import COLUMNS, tidy
 from bench.results.segments import Store
+
+__all__ = ["Loaded", "current", "figures_frame", "load", "matrices_frame"]
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,40 +25,6 @@ class Loaded:
     records: tuple[Record, ...]
     superseded: int
     damage: tuple[str, ...]
-
-
-def current(records: Iterable[Record]) -> list[Record]:
-    """Of every (subject, phase, protocol) the latest finished record, in the order they first appeared.
-
-    A rerun under changed code has another cell but the same subject: the figures of the older code stay in
-    the store, and out of the comparison. So does a refusal or failure of what was asked for again and done
-    since.
-    """
-    latest: dict[tuple[str, str, str], Record] = {}
-    finished: dict[tuple[str, ...], Record] = {}
-    for record in sorted(records, key=lambda record: moment(record.finished)):
-        latest[record.subject, record.phase, record.protocol] = record
-        if record.status == "done":
-            finished[_asked(record)] = record
-    return [record for record in latest.values() if not _made_good(record, finished.get(_asked(record)))]
-
-
-def _asked(record: Record) -> tuple[str, ...]:
-    """What was asked for, whatever came of it: a cell whose model was missing has no revision to go by."""
-    parameters = json.dumps(record.parameters, sort_keys=True)
-    return (
-        record.model,
-        record.method,
-        record.target,
-        str(record.seed),
-        record.dtype,
-        record.calibration,
-        parameters,
-    )
-
-
-def _made_good(record: Record, later: Record | None) -> bool:
-    return record.status != "done" and later is not None and moment(later.finished) > moment(record.finished)
 
 
 def load(out: Path) -> Loaded:

@@ -131,10 +131,11 @@ def _alive(pid: int, started: object) -> bool:
 def _records(out: Path) -> tuple[dict[str, int], list[str], list[dict[str, str]]]:
     if not (out / "store.json").is_file():
         return {}, [], []
+    from bench.results.current import current
     from bench.results.segments import Store
 
     store = Store(out)
-    records = store.records()
+    records = current(store.history())
     problems = [
         {
             "cell": f"{record.model} {record.method} {record.target}",

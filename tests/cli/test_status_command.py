@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_records import record
+from sample_records import later, record
 
 from bench.cli.status import inspect
 from bench.results.segments import Store
@@ -57,7 +57,13 @@ def out(tmp_path: Path) -> Path:
     with Store(folder, create=True) as store:
         store.append(record(model="nano-opt", method="dense", target="0%", seed=None))
         store.append(
-            record(cell="c1", method="slicing", status="refused", reason="post-norm\nmodels cannot be sliced")
+            record(
+                cell="c1",
+                subject="s1",
+                method="slicing",
+                status="refused",
+                reason="post-norm\nmodels cannot be sliced",
+            )
         )
     return folder
 
@@ -95,6 +101,16 @@ def test_a_live_run(bench: Any, out: Path) -> None:
     assert "1 of 3 over" in shown
     assert "now: nano-opt sparsegpt 50% seed 0, prune 2/5" in shown
     assert "post-norm models cannot be sliced" in shown
+
+
+def test_failures_made_good_since_are_not_listed(out: Path) -> None:
+    with Store(out, create=True) as store:
+        store.append(record(cell="u", subject="unpulled", status="failed", reason="offline"))
+        assert len(inspect(out)["problems"]) == 2
+        store.append(record(cell="p", subject="pulled", finished=later(60)))
+    found = inspect(out)
+    assert [problem["status"] for problem in found["problems"]] == ["refused"]
+    assert found["records"] == {"done": 2, "refused": 1}
 
 
 def test_a_dead_run_says_how_to_resume(bench: Any, out: Path) -> None:
