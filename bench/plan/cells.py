@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.plan.grammar import DENSE_METHOD, Value, nearest, parse_method, shown, typed
 from bench.plan.settings import Settings
-from methods.errors import UserError
+from methods.errors import CheckpointError, UserError
 from methods.target import DENSE, Target
 
 if TYPE_CHECKING:
@@ -126,8 +126,10 @@ class _Method:
 def expand(settings: Settings) -> Plan:
     """Cells of a run: for each model the dense one first, then methods x targets x seeds.
 
-    A method without calibration runs once for all seeds. Looks at configs only: no weights, no network.
-    Raises UserError for an unknown model, method, parameter, protocol or device, or a missing data folder.
+    A method without calibration runs once for all seeds. Looks at configs and for text files only: no weights,
+    no network. Cells of a ``path:`` model whose config is none are refused, and the other models go on.
+    Raises UserError for an unknown model, method, parameter, protocol or device, a missing data folder, or
+    where no model has a config.
     """
     if settings.data_dir is not None and not settings.data_dir.is_dir():
         raise UserError(
@@ -137,19 +139,21 @@ def expand(settings: Settings) -> Plan:
     device = _device(settings.device)
     cells: list[Cell] = []
     refusals: list[Refusal] = []
-    for model in _models(settings):
-        shape, dense = _dense(settings, model, device)
-        cells.append(dense)
-        for method in chosen:
-            for target in method.targets:
-                if target == DENSE:
-                    continue
-                reason = method.pruner.refuse(shape, target)
-                for cell in _seeded(settings, dense, method, target):
-                    if reason is None:
-                        cells.append(cell)
-                    else:
-                        refusals.append(Refusal(cell, reason))
+    broken: list[str] = []
+    models = _models(settings)
+    for model in models:
+        config, shape, fault = _config(model)
+        if shape is None:
+            broken.append(fault)
+        dtype = _dtype(settings.dtype, device, config)
+        for cell, method in _of_model(settings, model, chosen, dtype, device):
+            reason = fault if shape is None else _refusal(cell, method, shape)
+            if reason is None:
+                cells.append(cell)
+            else:
+                refusals.append(Refusal(cell, reason))
+    if len(broken) == len(models):
+        raise UserError(broken[0])
     return Plan(tuple(cells), tuple(refusals), settings)
 
 
@@ -203,16 +207,43 @@ def _methods(settings: Settings) -> list[_Method]:
     return chosen
 
 
-def _dense(settings: Settings, model: str, device: str) -> tuple[ModelShape, Cell]:
-    config, shape = config_of(model)
+def _config(model: str) -> tuple[Mapping[str, Any], ModelShape | None, str]:
+    """A model's config and sizes; or no sizes, and what is wrong with its folder."""
+    try:
+        return *config_of(model), ""
+    except (UserError, CheckpointError) as error:
+        return {}, None, str(error)
+
+
+def _refusal(cell: Cell, method: _Method | None, shape: ModelShape) -> str | None:
+    from bench.plan.texts import unreadable
+
+    reason = method.pruner.refuse(shape, Target.parse(cell.target)) if method is not None else None
+    return reason or unreadable(cell, shape.positions)
+
+
+def _of_model(
+    settings: Settings, model: str, methods: list[_Method], dtype: str, device: str
+) -> Iterator[tuple[Cell, _Method | None]]:
+    """A model's cells with their methods, the dense one (and no method) first."""
+    dense = _dense(settings, model, dtype, device)
+    yield dense, None
+    for method in methods:
+        for target in method.targets:
+            if target != DENSE:
+                for cell in _seeded(settings, dense, method, target):
+                    yield cell, method
+
+
+def _dense(settings: Settings, model: str, dtype: str, device: str) -> Cell:
     protocol = _protocol(settings, model)
-    cell = Cell(
+    return Cell(
         model=model,
         method=DENSE_METHOD,
         parameters=(),
         target=str(DENSE),
         seed=None,
-        dtype=_dtype(settings.dtype, device, config),
+        dtype=dtype,
         device=device,
         hessian_dtype="float32",
         schedule="sequential",
@@ -225,7 +256,6 @@ def _dense(settings: Settings, model: str, device: str) -> tuple[ModelShape, Cel
         tasks=tuple(sorted(settings.tasks)) if "zeroshot" in settings.evaluations else (),
         limit=(settings.limit or 0) if "zeroshot" in settings.evaluations else 0,
     )
-    return shape, cell
 
 
 def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) -> Iterator[Cell]:
@@ -248,7 +278,10 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
 
 
 def config_of(model: str) -> tuple[Mapping[str, Any], ModelShape]:
-    """A model's config and sizes, from the registry or its folder. Raises UserError for a missing folder."""
+    """A model's config and sizes, from the registry or its folder.
+
+    Raises UserError for a missing folder or another architecture, CheckpointError for a config that is none.
+    """
     from bench.models import registry
 
     if registry.is_path(model):

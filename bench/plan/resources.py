@@ -184,11 +184,16 @@ def _download(model: str) -> int:
 
 
 def _withheld(model: str) -> str:
-    """Why nobody can fetch the model's weights, or an empty string."""
+    """Why a run cannot fetch the model's weights, or an empty string."""
     from bench.models import registry
     from bench.models.load import cached
 
-    return "" if registry.is_path(model) or cached(model) else registry.get(model).withheld
+    if registry.is_path(model) or cached(model):
+        return ""
+    entry = registry.get(model)
+    # Only `bench pull` converts pickled weights, in a process of its own.
+    pickled = f"{model} ships pickled weights only; run: bench pull {model}" if entry.bin_only else ""
+    return entry.withheld or pickled
 
 
 def _calibration_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:

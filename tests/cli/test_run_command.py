@@ -108,6 +108,27 @@ def test_every_cell_refused_is_a_failure(bench: Any, runner: Any, monkeypatch: p
     assert all("of memory, 1.0 kB are free" in refusal.reason for refusal in plan.refusals)
 
 
+def test_a_broken_folder_is_bad_input_alone_and_a_refusal_beside_others(
+    bench: Any, runner: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "broken").mkdir()
+    result = bench("run", "--models", "path:broken", "--device", "cpu", "--quiet")
+    assert result.code == 2
+    assert "has no config.json" in result.error
+    both = ("run", "--models", "nano-opt,path:broken", "--device", "cpu", "--quiet")
+    assert bench(*both).code == 0
+    plan, _, _ = runner.calls[0]
+    assert {cell.model for cell in plan.cells} == {"nano-opt"}
+    assert len(plan.refusals) == 3
+    assert bench(*both, "--protocol", "paper").code == 1, "every cell is refused"
+
+
+def test_dry_run_counts_one_cell_as_one(bench: Any) -> None:
+    shown = bench(*RUN, "--methods", "dense", "--dry-run").out
+    assert "1 cell (all" in shown
+    assert "1 cell refused" in bench(*RUN, "--methods", "dense", "--protocol", "paper", "--dry-run").out
+
+
 def test_a_config_file_is_read_and_flags_win(bench: Any, runner: Any, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "models: nano-llama\nmethods: magnitude\nsparsity: 0.7\ndevice: cpu\nout: here\n"
@@ -169,9 +190,11 @@ def test_large_downloads_are_made_before_the_grid(
         raise ModelUnavailable("no hub here")
 
     monkeypatch.setattr("bench.models.load.pull", pull)
-    bench("run", "--models", "opt-125m,opt-1.3b", "--device", "cpu", "--methods", "dense", "--yes", "--quiet")
+    bench(
+        "run", "--models", "bloom-560m,opt-1.3b", "--device", "cpu", "--methods", "dense", "--yes", "--quiet"
+    )
     assert asked == [("opt-1.3b", True)]
-    assert [cell.model for cell in runner.calls[0][0].cells] == ["opt-125m", "opt-1.3b"]
+    assert [cell.model for cell in runner.calls[0][0].cells] == ["opt-1.3b", "bloom-560m"]
 
 
 def _python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -163,7 +163,7 @@ def test_unreachable_hub_fails_in_one_line_and_the_grid_goes_on(
     words = [
         "run",
         "--models",
-        f"opt-125m,path:{model}",
+        f"bloom-560m,path:{model}",
         *_FLAGS,
         "--threads",
         "1",
@@ -173,6 +173,6 @@ def test_unreachable_hub_fails_in_one_line_and_the_grid_goes_on(
     assert main(words) == 1
     capsys.readouterr()
     (reason,) = _reasons(tmp_path / "out")
-    assert "bench pull opt-125m" in reason and "path:" in reason
+    assert "bench pull bloom-560m" in reason and "path:" in reason
     done = [record for record in Store(tmp_path / "out").records() if record.status == "done"]
     assert {record.method for record in done} == {"dense", "magnitude"}

@@ -12,7 +12,7 @@ import pytest
 
 from bench.plan.cells import Cell, Plan, Refusal, available_threads, expand
 from bench.plan.settings import gather
-from methods.errors import CheckpointError, PruneBenchError, UserError
+from methods.errors import UserError
 
 
 def plan(**flags: Any) -> Plan:
@@ -81,7 +81,7 @@ def test_what_a_method_does_not_use_does_not_tell_its_cells_apart() -> None:
         {"samples": "4"},
         {"length": "64"},
         {"calibration": "c4"},
-        {"protocol": "lab"},
+        {"evaluations": "decode"},
         {"text": "ptb"},
         {"windows": "3"},
         {"threads": "2"},
@@ -112,7 +112,13 @@ def test_protocols_by_default() -> None:
 
 def test_changes_to_the_protocol_reach_both_halves() -> None:
     cell = plan(
-        protocol="paper", text="ptb", windows="8", calibration="wikitext2", samples="4", length="0"
+        models="opt-1.3b",
+        protocol="paper",
+        text="ptb",
+        windows="8",
+        calibration="wikitext2",
+        samples="4",
+        length="0",
     ).cells[-1]
     assert cell.calibration is not None
     assert cell.calibration.id == "wikitext2:4xcontext"
@@ -169,6 +175,72 @@ def test_wrong_plans_are_refused_in_one_line(flags: dict[str, Any], said: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_windows_longer_than_the_context_are_refused_beforehand() -> None:
+    found = plan(protocol="paper", models="nano-opt,opt-1.3b", methods="magnitude,sparsegpt")
+    assert [cell.model for cell in found.cells] == ["opt-1.3b"] * 3
+    assert {(refusal.cell.model, refusal.reason) for refusal in found.refusals} == {
+        (
+            "nano-opt",
+            (
+                "evaluation paper/wikitext2: windows of 2048 tokens are longer than the model's context of 256; "
+                "use --protocol nano"
+            ),
+        )
+    }
+    assert len(found.refusals) == 3
+    assert len(plan(protocol="paper", length="0", evaluations="decode").cells) == 3
+
+
+def test_a_calibration_longer_than_the_context_leaves_the_dense_model() -> None:
+    found = plan(length="300", methods="magnitude,sparsegpt")
+    assert spelled(found) == ["nano-opt dense"]
+    assert len(found.refusals) == 2
+    assert {refusal.reason for refusal in found.refusals} == {
+        (
+            "calibration kjv:128x300: windows of 300 tokens are longer than the model's context of 256; "
+            "use --length 256 or less"
+        )
+    }
+    assert len(plan(length="256").cells) == 3
+
+
+def test_missing_text_files_are_refused_beforehand(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"models": "opt-1.3b", "text": "ptb", "data_dir": tmp_path}
+    (tmp_path / "c4").mkdir()
+    (tmp_path / "ptb").mkdir()
+    assert not plan(**flags).cells
+    reasons = {refusal.reason for refusal in plan(**flags).refusals}
+    assert len(reasons) == 1
+    assert "no ptb/test.txt in --data-dir" in reasons.pop()
+    (tmp_path / "ptb" / "test.txt").write_text("a sentence\n")
+    found = plan(**flags)
+    assert [cell.method for cell in found.cells] == ["dense"]
+    assert all("no c4/train.jsonl" in refusal.reason for refusal in found.refusals)
+    # Held-out documents are all that magnitude reads of C4, and they may lie in a file of their own.
+    (tmp_path / "c4" / "train_extra.jsonl").write_text("{}\n")
+    assert [cell.method for cell in plan(**flags).cells] == ["dense", "magnitude"]
+    (tmp_path / "c4" / "train.jsonl").write_text("{}\n")
+    assert len(plan(**flags).cells) == 3
+    assert "no wikitext2/train.txt" in plan(**flags, calibration="wikitext2").refusals[-1].reason
+    assert len(plan(data_dir=tmp_path).cells) == 3, "the embedded text needs no file"
+    assert len(plan(models="opt-1.3b", text="ptb").cells) == 3, "the hub is asked when the cell runs"
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_broken_folder_is_refused_and_the_other_models_go_on(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    found = plan(models=f"nano-opt,path:{tmp_path}", pattern="2:4")
+    assert {cell.model for cell in found.cells} == {"nano-opt"}
+    assert [refusal.cell.name for refusal in found.refusals] == [
+        f"path:{tmp_path} {rest}" for rest in ("dense", "magnitude 2:4", "sparsegpt 2:4 seed 0")
+    ]
+    assert len({refusal.reason for refusal in found.refusals}) == 1
+    assert "config.json" in found.refusals[0].reason
+    with pytest.raises(UserError, match=r"config\.json"):
+        plan(models=f"path:{tmp_path}")
+
+
 def test_a_local_folder_needs_only_its_config_for_a_plan(tmp_path: Path) -> None:
     from bench.models.registry import get
 
@@ -181,10 +253,9 @@ def test_a_local_folder_needs_only_its_config_for_a_plan(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "gpt2"}', '{"model_type": "opt"}', "\0"])
 def test_a_folder_with_another_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(PruneBenchError) as caught:
+    with pytest.raises(UserError) as caught:
         plan(models=f"path:{tmp_path}")
     assert "\n" not in str(caught.value)
-    assert isinstance(caught.value, UserError | CheckpointError)
 
 
 def test_threads_are_counted_once_and_fixed() -> None:

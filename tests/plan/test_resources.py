@@ -112,7 +112,16 @@ def test_large_downloads_wait_for_yes() -> None:
         "downloads 2.6 GB; add --yes, or run: bench pull opt-1.3b --yes"
     }
     assert len(fit(plan(yes=True), ROOMY).cells) == 3
-    assert len(fit(plan(models="opt-125m"), ROOMY).cells) == 3
+    assert len(fit(plan(models="bloom-560m"), ROOMY).cells) == 3
+
+
+def test_pickled_weights_wait_for_a_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = plan(models="opt-125m,opt-350m", yes=True, methods="dense")
+    assert [refusal.reason for refusal in fit(both, ROOMY).refusals] == [
+        f"{name} ships pickled weights only; run: bench pull {name}" for name in ("opt-125m", "opt-350m")
+    ]
+    monkeypatch.setattr("bench.models.load.cached", lambda model: model == "opt-125m")
+    assert [cell.model for cell in fit(both, ROOMY).cells] == ["opt-125m"]
 
 
 def test_downloads_and_saved_models_add_up() -> None:
