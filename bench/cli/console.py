@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.failures import one_line, say_error
-from bench.cli.output import console, duration_text, print_json
+from bench.cli.output import console, counted, duration_text, print_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.plan.observer import GridObserver
     from bench.plan.settings import Settings
 
-__all__ = ["JsonObserver", "LineObserver", "LiveObserver", "QuietObserver", "observer_for"]
+__all__ = ["JsonObserver", "LineObserver", "LiveDisplay", "QuietObserver", "observer_for"]
 
 _EVERY = 10.0
 """Seconds between two plain lines about one phase."""
@@ -30,7 +30,7 @@ def observer_for(settings: Settings) -> GridObserver:
         return QuietObserver()
     if settings.as_json:
         return JsonObserver()
-    return LiveObserver() if sys.stderr.isatty() else LineObserver()
+    return LiveDisplay() if sys.stderr.isatty() else LineObserver()
 
 
 class QuietObserver:
@@ -77,7 +77,7 @@ class LineObserver:
     def plan(self, cells: Sequence[Cell]) -> None:
         """How many cells there are."""
         self._total = len(cells)
-        self._say(f"{self._total} cells")
+        self._say(f"{counted(self._total, 'cell')}")
 
     def cell(self, index: int, cell: Cell) -> None:
         """A cell begins."""
@@ -162,7 +162,7 @@ class JsonObserver:
         )
 
 
-class LiveObserver:
+class LiveDisplay:
     """Nested bars on standard error: the grid, the cell's phase, and the block or window in it."""
 
     def __init__(self) -> None:

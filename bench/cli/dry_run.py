@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.cli.output import bytes_text, console, duration_text, print_json, print_table
+from bench.cli.output import bytes_text, console, counted, duration_text, print_json, print_table
 from bench.plan.cells import Cell, Plan
 from bench.plan.grammar import DENSE_METHOD
 from bench.plan.resources import Estimate, estimate, measured_rate
@@ -31,12 +31,12 @@ def show(plan: Plan, stored: frozenset[Cell] = frozenset()) -> None:
     ]
     columns = ("model", "method", "target", "seed", "state", "download", "disk", "memory", "time")
     if rows:
-        print_table(columns, rows, f"{len(rows)} cells (all figures are estimates)")
+        print_table(columns, rows, f"{counted(len(rows), 'cell')} (all figures are estimates)")
     if found["refused"]:
         print_table(
             ("model", "cells", "why they will be refused"),
             _grouped(found["refused"]),
-            f"{len(found['refused'])} cells refused",
+            f"{counted(len(found['refused']), 'cell')} refused",
         )
     total = found["total"]
     console().print(

@@ -131,6 +131,10 @@ def command(what: str | None, as_json: bool) -> None:
 def _word(column: str, value: object) -> str:
     if column == "download_bytes":
         return bytes_text(value if isinstance(value, int) else None)
+    if column == "length" and value == 0:
+        return "context"
+    if column == "windows" and value is None:
+        return "all"
     if column == "parameters" and isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):

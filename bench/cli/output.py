@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["bytes_text", "console", "duration_text", "print_json", "print_table"]
+__all__ = ["bytes_text", "console", "counted", "duration_text", "print_json", "print_table"]
 
 _PIPE_WIDTH = 200
 
@@ -58,12 +58,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
 
 def bytes_text(size: float | None) -> str:
     """``1.5 GB``; a dash for none."""
-    if size is None or size == 0:
-        return "-"
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}" if size < 999.5 * factor else f"{size / factor:.0f} {unit}"
-    return f"{size:.0f} B"
+    from bench.models.cache import readable_size
+
+    return readable_size(int(size)) if size else "-"
 
 
 def duration_text(seconds: float | None) -> str:
@@ -77,6 +74,6 @@ def duration_text(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86400:.1f} d"
 
 
-def flat(value: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows of a mapping for a two-column table."""
-    return [(key, "-" if inner is None else str(inner)) for key, inner in value.items()]
+def counted(count: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

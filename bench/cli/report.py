@@ -30,6 +30,7 @@ def command(ctx: click.Context, out: Path, form: str) -> None:
     """
     session: Session = ctx.find_object(Session) or Session(())
     session.out = out
+    _check(out)
     if form == "html":
         from reports.pages import write_report
 
@@ -58,6 +59,16 @@ def command(ctx: click.Context, out: Path, form: str) -> None:
         from reports.tables import terminal_table
 
         console().print(terminal_table(found.records))
+
+
+def _check(out: Path) -> None:
+    """Raises UserError where ``out`` is not the folder of a run."""
+    from methods.errors import UserError
+
+    if not out.is_dir():
+        raise UserError(f"--out '{one_line(out)}' is not there; give the folder of a run")
+    if not (out / "store.json").is_file():
+        raise UserError(f"--out '{one_line(out)}' holds no results; give the folder of a run")
 
 
 def _plain(row: dict[str, str | int | float | None]) -> dict[str, str | int | float | None]:

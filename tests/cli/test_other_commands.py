@@ -41,6 +41,14 @@ def test_lists(bench: Any, kind: str, key: str, some: set[str]) -> None:
     assert "\x1b" not in shown.out
 
 
+def test_protocols_name_the_context_and_all_windows(bench: Any) -> None:
+    rows = [line.replace("|", " ").split() for line in bench("list", "protocols").out.splitlines()]
+    ends = {row[0]: row[-2:] for row in rows if row}
+    assert ends["nano"] == ["context", "all"]
+    assert ends["lab"] == ["512", "64"]
+    assert ends["paper"] == ["2048", "all"]
+
+
 def test_a_bare_list_shows_models_and_methods(bench: Any) -> None:
     assert set(json.loads(bench("list", "--json").out)) == {"models", "methods"}
     assert "sparsegpt" in bench("list").out

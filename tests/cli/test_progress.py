@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.cli.console import JsonObserver, LineObserver, LiveObserver, QuietObserver, observer_for
+from bench.cli.console import JsonObserver, LineObserver, LiveDisplay, QuietObserver, observer_for
 from bench.cli.output import bytes_text, duration_text
 from bench.plan.cells import Cell, expand
 from bench.plan.observer import GridObserver
@@ -47,7 +47,7 @@ def test_live_progress_on_a_terminal(cells: tuple[Cell, ...], monkeypatch: pytes
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm-256color")
-    walk(LiveObserver(), cells)
+    walk(LiveDisplay(), cells)
     shown = screen.getvalue()
     assert "\x1b[" in shown
     assert "stored already" in shown
@@ -107,7 +107,7 @@ def test_quiet_says_only_what_failed(cells: tuple[Cell, ...], capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("flags", "terminal", "kind"),
     [
-        ({}, True, LiveObserver),
+        ({}, True, LiveDisplay),
         ({}, False, LineObserver),
         ({"as_json": True}, True, JsonObserver),
         ({"quiet": True}, True, QuietObserver),
@@ -126,10 +126,10 @@ def test_who_watches(
     [
         (None, "-"),
         (0, "-"),
-        (999, "999 B"),
+        (999, "999 bytes"),
         (1500, "1.5 kB"),
         (92_871_040, "92.9 MB"),
-        (26e9, "26 GB"),
+        (26e9, "26.0 GB"),
         (2.5e12, "2.5 TB"),
     ],
 )

@@ -72,6 +72,8 @@ RUN = ("run", "--models", "nano-opt", "--device", "cpu")
         (("pull", "path:/dir"), "bench pull"),
         (("status", "--out", "missing"), "'missing' is not there"),
         (("report", "--format", "pdf"), "pdf"),
+        (("report", "--out", "missing"), "'missing' is not there"),
+        (("report", "--out", "missing", "--format", "html"), "'missing' is not there"),
         (("completion", "tcsh"), "tcsh"),
     ],
 )
@@ -135,10 +137,10 @@ def test_the_folder_is_tried_before_any_work(
 
 
 def test_stores_that_cannot_be_read(bench: Any, tmp_path: Path) -> None:
-    result = bench("report")
-    assert result.code == 1
-    assert "holds no results" in result.error
     (tmp_path / "bench-out").mkdir()
+    result = bench("report")
+    assert result.code == 2
+    assert "holds no results" in result.error
     (tmp_path / "bench-out" / "store.json").write_text("{")
     for words in (("report",), ("status",), (*RUN,)):
         result = bench(*words)
