@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +28,13 @@ def anonymous_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def _release() -> None:
+    """Give freed memory back to the system, so that what comes is seen to grow (glibc; elsewhere it stays)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class PeakMemory:
     """Samples memory while its body runs: ``base`` at entry, ``peak`` highest seen, in bytes.
 
@@ -46,6 +56,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.base = int(torch.cuda.memory_allocated(self.device))
             return self
+        _release()
         self.base = self.peak = anonymous_bytes()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
         self._thread.start()
