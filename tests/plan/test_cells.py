@@ -15,6 +15,11 @@ from bench.plan.settings import gather
 from methods.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def _no_texts_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENCH_DATA_DIR", raising=False)
+
+
 def plan(**flags: Any) -> Plan:
     return expand(gather({"models": "nano-opt", "device": "cpu", "threads": "1", **flags}))
 

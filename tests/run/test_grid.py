@@ -22,6 +22,11 @@ from bench.run.grid import Outcome, execute
 from methods.errors import PruneBenchError, UserError
 
 
+@pytest.fixture(autouse=True)
+def _no_texts_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENCH_DATA_DIR", raising=False)
+
+
 class Watcher:
     """A grid observer that remembers; ``interrupt_at`` raises KeyboardInterrupt at that many steps."""
 
@@ -269,10 +274,10 @@ def test_two_runs_on_one_folder(tmp_path: Path, model: Path) -> None:
         _run(tmp_path, model, methods="magnitude")
 
 
-def test_missing_text_fails_the_cell_with_one_line(tmp_path: Path, model: Path) -> None:
+def test_missing_text_is_refused_with_one_line(tmp_path: Path, model: Path) -> None:
     (tmp_path / "data").mkdir()
     outcome = _run(tmp_path / "out", model, methods="magnitude", text="wikitext2", data_dir=tmp_path / "data")
-    assert outcome.failed == 2 and outcome.done == 0
+    assert outcome == Outcome(refused=2)
     for record in Store(tmp_path / "out").records():
         assert "wikitext2" in record.reason and "\n" not in record.reason
 
