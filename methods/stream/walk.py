@@ -272,6 +272,9 @@ def walk(
             if point is not None:
                 states = pruning.states.hidden.whole() if index + 1 < blocks else torch.empty(0)
                 point.save(index + 1, states, pruning.reports, pruning.clock.seconds)
+        # nothing of this block may lie beside the next one
+        del block, raw
+        pruning.finished = {}
         run.observer.step(index + 1, _note(pruning.reports, index))
     pruning.states.close()
     return PruneReport(tuple(pruning.reports), _seconds(pruning.clock.seconds), resumed_blocks=start)
