@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from methods.families.base import run_block
 from methods.interface import BlockSource, Run, batches
+from methods.stream.heap import give_back
 from methods.stream.hidden import HiddenStates
 from methods.stream.sink import write_json, write_tensors
 from methods.stream.stopwatch import Stopwatch
@@ -185,6 +186,8 @@ def _forward(
             for part in parts:
                 given = arguments[part.stop - part.start]
                 hidden.put(part, run_block(stages, block, hidden.get(part), given))
+        del block
+        give_back()
         yield index
 
 

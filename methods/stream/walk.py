@@ -22,6 +22,7 @@ from methods.interface import (
 )
 from methods.layerwise.rule import Moments, Solution
 from methods.moments import Gram
+from methods.stream.heap import give_back
 from methods.stream.resume import ResumePoint
 from methods.stream.stopwatch import Stopwatch
 from methods.stream.windows import Part, WindowStates
@@ -123,6 +124,7 @@ class _Walk:
         for number, stage in enumerate(self.states.stages):
             matrices = tuple(self.matrices[name] for name in stage.linears)
             moments = None
+            give_back()
             if self.needs_moments:
                 gram = Gram(matrices[0].columns, self.run.hessian_dtype, self.source.device)
                 moments = Moments(gram, f"block {index} {'+'.join(stage.linears)}")
@@ -275,6 +277,7 @@ def walk(
         # nothing of this block may lie beside the next one
         del block, raw
         pruning.finished = {}
+        give_back()
         run.observer.step(index + 1, _note(pruning.reports, index))
     pruning.states.close()
     return PruneReport(tuple(pruning.reports), _seconds(pruning.clock.seconds), resumed_blocks=start)
