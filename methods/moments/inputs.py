@@ -64,6 +64,7 @@ class Moments:
     ) -> None:
         self.needs = needs
         self.where = where
+        self.device = device
         self._gram = Gram(columns, dtype, device) if Statistic.GRAM in needs else None
         self._columns = Columns(columns, device) if needs & ~Statistic.GRAM else None
         self._factors: dict[tuple[float, bool], Factor] = {}
