@@ -60,7 +60,8 @@ class LayerwisePruner:
                         f"{target} needs widths divisible by {target.group}; "
                         f"{matrix.name} has {matrix.columns} input columns"
                     )
-        return None
+        refuse = getattr(self.allocation, "refuse", None)
+        return refuse(shape, target) if refuse is not None else None
 
     def prune(
         self, source: BlockSource, calibration: Calibration | None, target: Target, sink: BlockSink, run: Run

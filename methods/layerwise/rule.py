@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.interface import BlockSource, Calibration, Matrix, Run
-from methods.moments import Factor, Moments, Statistic
+from methods.moments import Eigen, Factor, Moments, Statistic
 from methods.target import Target
 
 __all__ = [
@@ -58,7 +58,7 @@ class Solution:
 
     weight: Tensor
     mask: Tensor
-    factor: Factor | None = None
+    factor: Factor | Eigen | None = None
 
 
 class Rule(Protocol):
@@ -114,7 +114,10 @@ class Refinement(Protocol):
 
 
 class Allocation(Protocol):
-    """Shares a target out over all matrices of a model."""
+    """Shares a target out over all matrices of a model.
+
+    One that cannot share out every target has ``refuse(shape, target)`` too, as a pruner has.
+    """
 
     @property
     def name(self) -> str:
