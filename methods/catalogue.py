@@ -106,6 +106,27 @@ ALLOCATIONS = (
         },
         sources=("methods.allocate.shares", "methods.layerwise.wanda"),
     ),
+    AllocationEntry(
+        name="levels",
+        summary="the least sum of relative layer errors, looked up in a database of every matrix at several sparsities",
+        paper="after Frantar and Alistarh, arXiv 2201.13096",
+        factory="methods.allocate.levels:Levels",
+        parameters={
+            "rule": Parameter(
+                str,
+                "sparsegpt",
+                "whose errors, on dense inputs, the database holds",
+                choices=("magnitude", "wanda", "ria", "sparsegpt", "alps"),
+            ),
+            "steps": Parameter(int, 10, "levels are multiples of 1/steps, and 95 %", minimum=2, maximum=100),
+        },
+        sources=(
+            "methods.allocate.shares",
+            "methods.allocate.database",
+            "methods.layerwise",
+            "methods.kernels",
+        ),
+    ),
 )
 
 REFINEMENTS = (
