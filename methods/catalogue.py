@@ -44,6 +44,8 @@ METHODS = (
                 bool, False, "follow the published code: every row loses its share rounded down"
             )
         },
+        workspace=0,
+        products=0,
     ),
     Method(
         name="ria",
@@ -55,6 +57,8 @@ METHODS = (
             "per_row": Parameter(bool, False, "compare within rows, not over the matrix"),
             "reference": _REFERENCE,
         },
+        workspace=0,
+        products=0,
     ),
     Method(
         name="alps",
@@ -69,6 +73,8 @@ METHODS = (
             "iterations": Parameter(int, 300, "of ADMM at most", minimum=1),
             "steps": Parameter(int, 10, "of conjugate gradients on the support found", minimum=0),
         },
+        workspace=14,
+        products=90,
     ),
 )
 
@@ -105,6 +111,7 @@ ALLOCATIONS = (
             ),
         },
         sources=("methods.allocate.shares", "methods.layerwise.wanda"),
+        passes=1,
     ),
     AllocationEntry(
         name="levels",
@@ -126,6 +133,8 @@ ALLOCATIONS = (
             "methods.layerwise",
             "methods.kernels",
         ),
+        passes=1,
+        products=20,
     ),
 )
 
@@ -136,7 +145,12 @@ REFINEMENTS = (
         paper="Zhang et al., arXiv 2310.08915",
         factory="methods.refine.dsnot:DSnoT",
         parameters={
-            "cycles": Parameter(int, 50, "exchanges of a row at most", minimum=0),
+            "cycles": Parameter(
+                int,
+                50,
+                "exchanges of a row at most; 50 is for 4,096 columns, narrower ones want fewer",
+                minimum=0,
+            ),
             "threshold": Parameter(
                 float,
                 0.1,
