@@ -37,7 +37,7 @@ def clipped(share: Fraction) -> Fraction:
     return min(max(share, Fraction(0)), MOST)
 
 
-def shifted(sizes: Sequence[int], shares: Sequence[Fraction], total: int) -> list[Fraction]:
+def shifted(sizes: Sequence[int], shares: Sequence[Fraction], total: Fraction) -> list[Fraction]:
     """The shares moved by one offset and clipped to [0, 0.95], such that Σ size · share is ``total`` exactly.
 
     Where the clip leaves no such offset, all shares are 0 or 0.95, whichever is nearer.
@@ -66,19 +66,22 @@ def counts(sizes: Sequence[int], shares: Sequence[Fraction], total: int) -> list
     """Whole weights removed of every matrix: size · share rounded, with Σ = ``total``.
 
     What rounding leaves over or takes too much is settled one weight a matrix, where rounding was furthest
-    off, the lowest index first. Σ size · share must lie within half a weight a matrix of ``total``.
+    off, the lowest index first. ``total`` must lie within 0..Σ size.
     """
     exact = [size * share for size, share in zip(sizes, shares, strict=True)]
     found = [round_half_up(value) for value in exact]
     missing = total - sum(found)
     step = 1 if missing > 0 else -1
     order = sorted(range(len(sizes)), key=lambda unit: step * (found[unit] - exact[unit]))
-    for unit in order[: abs(missing)]:
-        found[unit] += step
+    while missing:  # a second round only where few matrices can give way: most are whole, or empty
+        for unit in order:
+            if missing and 0 <= found[unit] + step <= sizes[unit]:
+                found[unit] += step
+                missing -= step
     return found
 
 
-def patterns(sizes: Sequence[int], shares: Sequence[Fraction], group: int, total: int) -> list[int]:
+def patterns(sizes: Sequence[int], shares: Sequence[Fraction], group: int, total: Fraction) -> list[int]:
     """How many of every ``group`` weights each unit loses, with Σ size · n / group as near ``total`` as the order allows.
 
     n is group · (share + offset) rounded, from 0 to the most whole number within 95 %, for the offset that
@@ -90,7 +93,7 @@ def patterns(sizes: Sequence[int], shares: Sequence[Fraction], group: int, total
         for unit, share in enumerate(shares)
         for number in range(most)
     )
-    best, gap, removed = 0, Fraction(total), Fraction(0)
+    best, gap, removed = 0, total, Fraction(0)
     for taken, (_, _, unit) in enumerate(steps, 1):
         removed += Fraction(sizes[unit], group)
         if abs(total - removed) < gap:

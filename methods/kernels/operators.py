@@ -81,8 +81,8 @@ def obs_sweep(
     B] float32, the block of the upper triangular U with H^-1 = U^T U; its diagonal must be positive. At most
     one of ``mask`` [rows, B] bool (True removes) and ``keep``/``group``: keep ``keep`` of every ``group``
     consecutive columns, chosen inside the sweep by w^2 / d_j^2 on current weights, the lowest index removed
-    first among equal ones, a NaN kept longest; d is ``divisor`` [B] float32, U's diagonal where None. ``grid`` is applied after masking. A NaN or infinity spreads
-    along its row only.
+    first among equal ones, a NaN kept longest; d is ``divisor`` [B] float32, U's diagonal where None. ``grid`` is
+    applied after masking. A NaN or infinity spreads along its row only.
 
     The result has the same bits on every device, instruction set and thread count, and in the torch twin.
     Raises ValueError or TypeError for arguments that do not fit together.

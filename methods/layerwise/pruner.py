@@ -37,7 +37,7 @@ class LayerwisePruner:
         if target.bits:
             return f"{self.rule.name} does not quantise; ask for {str(target).split('+')[0]} without +{target.bits}bit"
         if target.kind == "nm":
-            if self.allocation.name != "uniform":
+            if not self.allocation.patterns:
                 return f"{target} fixes the share of every matrix, which leaves nothing to @{self.allocation.name}"
             for matrix in family_of(shape).matrices(shape):
                 if matrix.columns % target.group:
@@ -45,7 +45,8 @@ class LayerwisePruner:
                         f"{target} needs widths divisible by {target.group}; "
                         f"{matrix.name} has {matrix.columns} input columns"
                     )
-        return None
+        refuse = getattr(self.allocation, "refuse", None)
+        return refuse(shape, target) if refuse is not None else None
 
     def prune(
         self, source: BlockSource, calibration: Calibration | None, target: Target, sink: BlockSink, run: Run
@@ -58,6 +59,7 @@ class LayerwisePruner:
         clock = Stopwatch(source.device)
         with clock("allocate"):
             budgets = self.allocation(source, calibration, target, run)
+        clock.seconds["allocate"] += getattr(budgets, "earlier", 0.0)
 
         def solve(index: int, matrix: Matrix, weight: Tensor, moments: Moments | None) -> Solution:
             budget = budgets[index, matrix.name]

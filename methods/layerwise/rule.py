@@ -13,7 +13,7 @@ from methods.interface import BlockSource, Calibration, Matrix, Run
 from methods.moments import Factor, Gram, factorise
 from methods.target import Target
 
-__all__ = ["Allocation", "Budget", "Moments", "Problem", "Rule", "Solution"]
+__all__ = ["Allocation", "Budget", "Budgets", "Moments", "Problem", "Rule", "Solution"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,16 @@ class Budget:
     def count(self, matrix: Matrix) -> int:
         """Weights removed from this matrix."""
         return matrix.size // self.group * (self.group - self.keep) if self.group else self.remove
+
+
+class Budgets(dict[tuple[int, str], Budget]):
+    """A budget for every (block, matrix name).
+
+    ``earlier``: seconds of an allocation's work that an earlier cell did for this one too; they count as this
+    method's all the same.
+    """
+
+    earlier: float = 0.0
 
 
 class Moments:
@@ -87,7 +97,10 @@ class Rule(Protocol):
 
 
 class Allocation(Protocol):
-    """Shares a target out over all matrices of a model."""
+    """Shares a target out over all matrices of a model.
+
+    One that cannot share out every target has ``refuse(shape, target)`` too, as a pruner has.
+    """
 
     @property
     def name(self) -> str:
@@ -97,6 +110,11 @@ class Allocation(Protocol):
     @property
     def needs_calibration(self) -> bool:
         """Whether budgets depend on calibration text."""
+        ...
+
+    @property
+    def patterns(self) -> bool:
+        """Whether it can spread an N:M target; others leave such targets to ``uniform``."""
         ...
 
     def __call__(

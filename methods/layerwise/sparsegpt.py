@@ -48,7 +48,8 @@ def sparsegpt(
 
     Blocks of ``blocksize`` columns, left to right. Unstructured: at each block the smallest w²/d_j² over all
     rows, with weights as already compensated; the block's share of the budget is exact. N:M: chosen inside
-    the sweep, per row. ``saliency`` gives d: U_jj for ``obs`` (``methods.layerwise.saliency``). The loss is Σ (w - q)² / 2U_jj², half the rise of the damped quadratic form.
+    the sweep, per row. ``saliency`` gives d: U_jj for ``obs`` (``methods.layerwise.saliency``). The loss is
+    Σ (w - q)² / 2U_jj², half the rise of the damped quadratic form.
     ``reference`` keeps the published code's choices: dead inputs' weights zeroed beforehand, everything at or
     below the threshold removed.
     """

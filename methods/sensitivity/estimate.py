@@ -14,12 +14,10 @@ from methods.interface import BlockSource, Matrix, Run
 from methods.sensitivity.fisher import fisher
 from methods.sensitivity.hutchinson import hutchinson
 
-__all__ = ["ESTIMATORS", "LENGTH", "WINDOWS", "Sensitivity", "estimate", "probe_windows"]
+__all__ = ["ESTIMATORS", "LENGTH", "Sensitivity", "estimate", "probe_windows"]
 
-WINDOWS = 16
-"""Windows of one probe, fewer where the calibration text has fewer."""
 LENGTH = 256
-"""Tokens of such a window, fewer where the calibration windows are shorter."""
+"""Tokens of a probe's window, fewer where the calibration windows are shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,9 @@ class Estimator:
 
 ESTIMATORS: Mapping[str, Estimator] = {
     "fisher": Estimator(fisher, "never negative: the Gauss-Newton matrix is positive semi-definite"),
-    "hutchinson": Estimator(hutchinson, "as estimated: the Hessian is indefinite, and a trace may be negative"),
+    "hutchinson": Estimator(
+        hutchinson, "as estimated: the Hessian is indefinite, and a trace may be negative"
+    ),
 }
 
 
@@ -62,17 +62,17 @@ class Sensitivity:
         return math.sqrt(math.fsum((probe - self.mean) ** 2 for probe in self.probes) / (count - 1) / count)
 
 
-def probe_windows(tokens: Tensor, probes: int) -> Tensor:
+def probe_windows(tokens: Tensor, probes: int, windows: int = 16) -> Tensor:
     """The text of every probe, int64 [probes, windows, length], cut out of windows [windows, length] of tokens.
 
     Every window is cut into pieces of 256 tokens (or is one piece, where it is shorter); a probe takes the
-    next 16, and all of them again from the first where the text is used up: then probes share text, and
-    their standard error holds the estimator's noise but not all of the text's.
+    next ``windows`` of them, and goes on from the first where the text is used up: then probes share text,
+    and their standard error holds the estimator's noise but not all of the text's. No probe holds a piece twice.
     """
     length = min(LENGTH, tokens.shape[1])
     count = tokens.shape[1] // length
     pieces = torch.cat([tokens[:, number * length : (number + 1) * length] for number in range(count)])
-    windows = min(WINDOWS, len(pieces))
+    windows = min(windows, len(pieces))
     return pieces[torch.arange(probes * windows) % len(pieces)].view(probes, windows, length)
 
 

@@ -132,7 +132,9 @@ class _Pass:
                 leaving = run_block(model.stages, block, hidden, arguments)
             outer = self.states.get(self._place(index + 1, part))
             *gradients, back = torch.autograd.grad(leaving, [*weights, hidden], outer)
-            norms[window] = torch.stack([gradient.square().sum(dtype=torch.float64) for gradient in gradients])
+            norms[window] = torch.stack(
+                [gradient.square().sum(dtype=torch.float64) for gradient in gradients]
+            )
             self.states.put(entering, back)
         self._step()
         return norms

@@ -57,7 +57,11 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> _native.Library:
 def test_the_gpu_kernel_gives_the_bits_of_the_twin(emulated: _native.Library, case: cases.SweepCase) -> None:
     x = cases.inputs(case)
     scale, zero, levels = (None, None, 0) if x.grid is None else (x.grid.scale, x.grid.zero, x.grid.levels)
-    tensors, optional, sizes = (x.weight, x.factor), (x.mask, scale, zero, x.divisor), (case.keep, case.group, levels)
+    tensors, optional, sizes = (
+        (x.weight, x.factor),
+        (x.mask, scale, zero, x.divisor),
+        (case.keep, case.group, levels),
+    )
     got = operators._call(emulated, tensors, optional, sizes, isa="best", threads=0)
     wanted = twin.obs_sweep(x.weight, x.factor, x.mask, case.keep, case.group, scale, zero, levels, x.divisor)
     for a, b in zip(got, wanted, strict=True):

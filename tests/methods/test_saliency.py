@@ -66,9 +66,7 @@ def test_the_saliencies_differ_and_isc_lies_between_its_terms() -> None:
 def test_the_first_block_removes_what_the_equation_ranks_lowest(saliency: str, group: int) -> None:
     dense, hessian = layer(2)
     budget = Budget(keep=3, group=8) if group else Budget(remove=200)
-    _, mask, _ = sparsegpt(
-        dense.clone(), factorise(hessian, 0.01), budget, blocksize=8, saliency=saliency
-    )
+    _, mask, _ = sparsegpt(dense.clone(), factorise(hessian, 0.01), budget, blocksize=8, saliency=saliency)
     scores = dense[:, :8].double().square() * equation(saliency, damped(hessian, 0.01))[:8]
     if group:
         wanted = smallest_in_groups(scores, 3, 8)

@@ -32,9 +32,7 @@ def parameters(model: torch.nn.Module, source: MemorySource) -> list[torch.nn.Pa
     ]
 
 
-def whole_model(
-    model: torch.nn.Module, source: MemorySource, ids: Tensor, number: int, run: Run
-) -> Tensor:
+def whole_model(model: torch.nn.Module, source: MemorySource, ids: Tensor, number: int, run: Run) -> Tensor:
     """|g_W|² of one window by backpropagation through transformers' model, over tokens and weights."""
     weights = parameters(model, source)
     for weight in weights:
