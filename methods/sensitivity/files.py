@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -194,7 +194,7 @@ def _key(value: Mapping[str, Any], path: Path) -> Key:
     return Key(**entry)
 
 
-def _number(value: object) -> bool:
+def _number(value: object) -> TypeGuard[float]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= sys.float_info.max  # false for a NaN, and for whole numbers beyond any float

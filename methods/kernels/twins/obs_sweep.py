@@ -25,9 +25,9 @@ def obs_sweep(
     """Sweep the columns of ``weight`` in order, compensating the columns that follow.
 
     ``weight`` [rows, B], ``factor`` [B, B] upper triangular U, ``mask`` [rows, B] bool, ``scale`` and
-    ``zero`` [rows], ``divisor`` [B] of the selection (U's diagonal where None). Returns
-    values [rows, B], errors [rows, B], removed [rows, B] bool, loss [rows]. Every operation is in float32, products and differences rounded separately, so that native code can give the
-    same bits.
+    ``zero`` [rows], ``divisor`` [B] of the selection (U's diagonal where None). Returns values [rows, B],
+    errors [rows, B], removed [rows, B] bool, loss [rows]. Every operation is in float32, products and
+    differences rounded separately, so that native code can give the same bits.
     """
     current = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     rows, columns = current.shape
