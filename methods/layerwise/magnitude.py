@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from methods.layerwise.rule import Budget, Problem, Solution
+from methods.layerwise.rule import Budget, Problem, Solution, Statistic, keep
 from methods.layerwise.select import lowest
 
 __all__ = ["Magnitude", "magnitude_mask"]
@@ -32,9 +31,13 @@ class Magnitude:
 
     reference: bool = False
     name: str = "magnitude"
-    needs_moments: bool = False
+    needs: Statistic = Statistic.NONE
 
     def solve(self, problem: Problem) -> Solution:
         """Zero the smallest weights of the matrix."""
         mask = magnitude_mask(problem.weight, problem.budget, reference=self.reference)
-        return Solution(torch.where(mask, torch.zeros_like(problem.weight), problem.weight), mask)
+        return keep(problem, mask)
+
+    def update(self, problem: Problem, mask: Tensor) -> Solution:
+        """Nothing moves."""
+        return keep(problem, mask)

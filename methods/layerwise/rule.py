@@ -10,10 +10,22 @@ import torch
 from torch import Tensor
 
 from methods.interface import BlockSource, Calibration, Matrix, Run
-from methods.moments import Factor, Gram, factorise
+from methods.moments import Factor, Moments, Statistic
 from methods.target import Target
 
-__all__ = ["Allocation", "Budget", "Budgets", "Moments", "Problem", "Rule", "Solution"]
+__all__ = [
+    "Allocation",
+    "Budget",
+    "Budgets",
+    "Moments",
+    "Problem",
+    "Refinement",
+    "Rule",
+    "Solution",
+    "Statistic",
+    "Update",
+    "keep",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +51,6 @@ class Budgets(dict[tuple[int, str], Budget]):
     earlier: float = 0.0
 
 
-class Moments:
-    """Statistics of the input that a stage's linears share; one factorisation serves them all."""
-
-    def __init__(self, gram: Gram, where: str) -> None:
-        self.gram = gram
-        self.where = where
-        self._factors: dict[tuple[float, bool], Factor] = {}
-
-    def factor(self, percdamp: float, *, reference: bool = False) -> Factor:
-        """The inverse Hessian's factor at this damping. Raises HessianError, NonFiniteError."""
-        key = (percdamp, reference)
-        if key not in self._factors:
-            self.gram.check(self.where)
-            hessian = self.gram.hessian() if reference else self.gram.matrix
-            self._factors[key] = factorise(hessian, percdamp, reference=reference, where=self.where)
-        return self._factors[key]
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One matrix to prune: ``weight`` [rows, columns] float32 (the rule may overwrite it), its budget, its inputs."""
@@ -79,7 +73,10 @@ class Solution:
 
 
 class Rule(Protocol):
-    """Prunes one matrix. Pure: tensors in, tensors out."""
+    """Prunes one matrix: a saliency chooses, an update betters what stays. Pure: tensors in, tensors out.
+
+    A rule that a refinement may follow has ``update(problem, mask)`` too, an ``Update``.
+    """
 
     @property
     def name(self) -> str:
@@ -87,12 +84,43 @@ class Rule(Protocol):
         ...
 
     @property
-    def needs_moments(self) -> bool:
-        """Whether the rule reads statistics of the layer's inputs."""
+    def needs(self) -> Statistic:
+        """What the rule reads of the layer's inputs; nothing else is gathered."""
         ...
 
     def solve(self, problem: Problem) -> Solution:
         """Remove what the budget says, and update what stays."""
+        ...
+
+
+class Update(Protocol):
+    """The weights that stay under a fixed mask, made from the dense weight."""
+
+    def __call__(self, problem: Problem, mask: Tensor) -> Solution:
+        """Solve for the kept weights; ``mask`` [rows, columns, bool] marks what is removed."""
+        ...
+
+
+def keep(problem: Problem, mask: Tensor) -> Solution:
+    """The update that moves nothing: what is masked is zero, the rest stays as it was."""
+    return Solution(problem.weight.masked_fill(mask, 0), mask)
+
+
+class Refinement(Protocol):
+    """Betters a mask before the update, by exchange: every count of the budget stays as it was."""
+
+    @property
+    def name(self) -> str:
+        """As spelled behind ``+``."""
+        ...
+
+    @property
+    def needs(self) -> Statistic:
+        """What it reads of the layer's inputs."""
+        ...
+
+    def __call__(self, problem: Problem, mask: Tensor) -> Tensor:
+        """The mask [rows, columns, bool] to use instead of ``mask``; ``problem.weight`` is dense, only read."""
         ...
 
 
