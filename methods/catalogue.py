@@ -81,8 +81,8 @@ ALLOCATIONS = (
             "estimator": Parameter(
                 str,
                 "fisher",
-                "fisher streams block by block; hutchinson is exact, and needs the whole model and two backward passes",
-                choices=("fisher", "hutchinson"),
+                "fisher streams; hutchinson: exact products, the whole model in memory; inputs: XᵀX alone, cheap",
+                choices=("fisher", "hutchinson", "inputs"),
             ),
             "probes": Parameter(int, 8, "independent estimates that are averaged", minimum=1, maximum=10_000),
             "windows": Parameter(

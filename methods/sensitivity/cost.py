@@ -25,13 +25,16 @@ def cost(shape: ModelShape, estimator: str, probes: int, windows: int, length: i
     """Needs of ``estimate`` with ``probes`` probes of ``windows`` windows, and ``budget`` bytes for hidden states.
 
     fisher: two forward and one backward pass through each block, which is held with its gradients. hutchinson:
-    the whole model with gradients, probes and products, and every activation twice. A multiply-add is two FLOPs.
+    the whole model with gradients, probes and products, and every activation twice. inputs: a forward pass, in
+    less memory than pruning takes. A multiply-add is two FLOPs.
     """
     from methods.families.sizes import block_parameters, flops_per_token, parameters, prunable
 
     tokens = probes * windows * length
     head = shape.vocabulary * shape.embedding_width
     block_flops = flops_per_token(shape, length) - 2 * head
+    if estimator == "inputs":
+        return Cost(0, 0, float(tokens * block_flops))
     inside = 12 * shape.width + 4 * shape.feedforward + 2 * shape.heads * length
     if estimator == "hutchinson":
         kept = 3 * shape.blocks * length * inside + 6 * length * shape.vocabulary

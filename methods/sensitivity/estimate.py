@@ -13,6 +13,7 @@ from methods.errors import NonFiniteError
 from methods.interface import BlockSource, Matrix, Run
 from methods.sensitivity.fisher import fisher
 from methods.sensitivity.hutchinson import hutchinson
+from methods.sensitivity.inputs import inputs
 
 __all__ = ["ESTIMATORS", "LENGTH", "Sensitivity", "estimate", "probe_windows"]
 
@@ -24,24 +25,33 @@ LENGTH = 256
 class Estimator:
     """``run(source, tokens [probes, windows, length], run)`` gives traces per weight [probes, blocks * matrices].
 
-    ``sign`` says what the sign of a trace means; it is kept beside the figures.
+    ``unit`` is theirs. ``sign`` says what the sign of a trace means, and is kept beside the figures; those of
+    ``positive`` ones are never negative.
     """
 
     run: Callable[[BlockSource, Tensor, Run], Tensor]
+    unit: str
     sign: str
+    positive: bool
 
 
 ESTIMATORS: Mapping[str, Estimator] = {
-    "fisher": Estimator(fisher, "never negative: the Gauss-Newton matrix is positive semi-definite"),
-    "hutchinson": Estimator(
-        hutchinson, "as estimated: the Hessian is indefinite, and a trace may be negative"
+    "fisher": Estimator(
+        fisher, "nat", "never negative: the Gauss-Newton matrix is positive semi-definite", positive=True
     ),
+    "hutchinson": Estimator(
+        hutchinson,
+        "nat",
+        "as estimated: the Hessian is indefinite, and a trace may be negative",
+        positive=False,
+    ),
+    "inputs": Estimator(inputs, "1", "never negative: a sum of squares", positive=True),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """One matrix's trace of the loss's curvature over its number of weights, in nat, probe by probe."""
+    """One matrix's trace over its number of weights, probe by probe, in its estimator's unit."""
 
     block: int
     name: str

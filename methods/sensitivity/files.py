@@ -89,7 +89,7 @@ def save(path: Path, stored: Stored) -> None:
         {
             "format": FORMAT,
             "version": VERSION,
-            "unit": "nat",
+            "unit": ESTIMATORS[stored.key.estimator].unit,
             "key": dataclasses.asdict(stored.key),
             "sign": stored.sign,
             "seconds": stored.seconds,
@@ -155,8 +155,8 @@ def _matrix(entry: object, wanted: tuple[int, str, int], key: Key, path: Path) -
     probes = entry["probes"]
     if not isinstance(probes, list) or len(probes) != key.probes or not all(map(_number, probes)):
         raise _broken(path, f"{key.probes} finite numbers in every matrix's probes")
-    if key.estimator == "fisher" and min(probes) < 0:
-        raise _broken(path, "Fisher traces of 0 or more")
+    if ESTIMATORS[key.estimator].positive and min(probes) < 0:
+        raise _broken(path, f"{key.estimator} traces of 0 or more")
     return Sensitivity(block, name, weights, tuple(map(float, probes)))
 
 

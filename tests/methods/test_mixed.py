@@ -110,8 +110,8 @@ def test_the_most_sensitive_keeps_most() -> None:
     }
 
 
-@pytest.mark.parametrize("estimator", ["fisher", "hutchinson"])
-def test_both_estimators_serve(llama: Path, tmp_path: Path, estimator: str) -> None:
+@pytest.mark.parametrize("estimator", ["fisher", "hutchinson", "inputs"])
+def test_every_estimator_serves(llama: Path, tmp_path: Path, estimator: str) -> None:
     allocation = Mixed(estimator=estimator, **FEW)
     report, _, _ = prune(llama, tmp_path, SparseGPT(), allocation, "50%")
     assert len({m.removed / (m.rows * m.columns) for m in report.matrices}) > 5

@@ -45,6 +45,24 @@ def test_text_goes_round_the_probes_without_a_piece_twice_in_one() -> None:
     assert probe_windows(tokens[:, :40], 1, windows=2).shape == (1, 2, 40)
 
 
+def test_inputs_are_the_mean_squares_of_what_a_matrix_reads() -> None:
+    model, source = tiny("opt")
+    tokens = torch.arange(48).view(2, 3, 8) % 101
+    read: dict[str, list[Tensor]] = {}
+    named = dict(model.named_modules())
+    for index in range(3):
+        for matrix in source.family.matrices(source.shape):
+            name = f"{source.family.block_prefix(index)}{matrix.name}"
+            named[name].register_forward_hook(
+                lambda _module, given, _out, name=name: read.setdefault(name, []).append(given[0])
+            )
+    for windows in tokens:
+        model(input_ids=windows)
+    for entry in estimate(source, tokens, "inputs", Run()):
+        wanted = read[f"{source.family.block_prefix(entry.block)}{entry.name}"]
+        assert entry.probes == pytest.approx([float(x.double().square().mean()) for x in wanted], rel=1e-5)
+
+
 @pytest.mark.parametrize("estimator", ["fisher", "hutchinson"])
 def test_what_is_not_finite_is_named(estimator: str) -> None:
     _, source = tiny("opt")

@@ -98,7 +98,7 @@ HOSTILE: list[tuple[Change, str]] = [
     (lambda v: v["key"].update(seed=True), "a whole number for the key's seed"),
     (lambda v: v["key"].update(seed=-1), "a whole number for the key's seed"),
     (lambda v: v["key"].update(model=7), "text for the key's model"),
-    (lambda v: v["key"].update(estimator="magic"), r"an estimator \(fisher, hutchinson\)"),
+    (lambda v: v["key"].update(estimator="magic"), r"an estimator \(fisher, hutchinson, inputs\)"),
     (lambda v: v["key"].update(probes=0), "one probe at least"),
     (lambda v: v["key"].update(probes=3), "3 finite numbers in every matrix's probes"),
     (lambda v: v.update(seconds=-1), "matrices and seconds"),
@@ -111,7 +111,7 @@ HOSTILE: list[tuple[Change, str]] = [
     (lambda v: v["matrices"][3].update(probes=[1.0, float("inf")]), "2 finite numbers"),
     (lambda v: v["matrices"][3].update(probes=[1.0, 10**400]), "2 finite numbers"),
     (lambda v: v["matrices"][3].update(probes=[1.0, "2"]), "2 finite numbers"),
-    (lambda v: v["matrices"][3].update(probes=[1.0, -2.0]), "Fisher traces of 0 or more"),
+    (lambda v: v["matrices"][3].update(probes=[1.0, -2.0]), "fisher traces of 0 or more"),
     (lambda v: v["matrices"][3].update(name="x" * 500), "has block 0 x{37}\\.\\.\\. of"),
 ]
 
