@@ -22,6 +22,8 @@ class Parameter:
     choices: tuple[Any, ...] | None = None
     minimum: float | None = None
     maximum: float | None = None
+    file: bool = False
+    """Whether a text names a file or folder: then what lies there decides what a rerun skips, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,12 @@ _SETTINGS = {"allow_extra_args": True}
     shell_complete=complete.protocols,
     help="nano (packaged models), lab, paper.",
 )
-@click.option("--text", metavar="TEXT", shell_complete=complete.texts, help="Evaluation text.")
+@click.option(
+    "--text",
+    metavar="TEXT",
+    shell_complete=complete.texts,
+    help="Evaluation text; kjv/validation to choose on.",
+)
 @click.option("--windows", metavar="N", help="Evaluation windows, spread over the text; 0 is all.")
 @click.option(
     "--eval",

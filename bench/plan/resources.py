@@ -19,6 +19,7 @@ from bench.plan.cells import Cell, Plan
 
 if TYPE_CHECKING:
     from methods.interface import ModelShape
+    from methods.sensitivity.cost import Cost
 
 __all__ = [
     "Estimate",
@@ -256,7 +257,21 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
         + _LOGIT_BYTES
         + states
     )
-    return _BASE + int(_SLACK * max(parts, _whole_model(cell, shape)))
+    return _BASE + int(_SLACK * max(parts, _whole_model(cell, shape), _sensitivities(cell, shape).memory))
+
+
+def _sensitivities(cell: Cell, shape: ModelShape) -> Cost:
+    """What mixed sparsity's sensitivities take where the cell has them estimated."""
+    from methods.sensitivity.cost import Cost, cost
+
+    set_to = dict(cell.parameters)
+    if cell.calibration is None or "mixed.estimator" not in set_to or set_to["mixed.file"]:
+        return Cost(0, 0, 0.0)
+    drawn = cell.calibration.length or shape.positions
+    length = min(drawn, 256)
+    windows = min(int(set_to["mixed.windows"]), cell.calibration.samples * (drawn // length))
+    probes = int(set_to["mixed.probes"])
+    return cost(shape, str(set_to["mixed.estimator"]), probes, windows, length, cell.hidden_budget)
 
 
 def _whole_model(cell: Cell, shape: ModelShape) -> int:
@@ -273,6 +288,7 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
     from methods.families.sizes import parameters
 
     spilt = max(0, 2 * _hidden_bytes(cell, shape) - cell.hidden_budget)
+    spilt = max(spilt, _sensitivities(cell, shape).spilt)
     itemsize = _ITEMSIZE[cell.dtype]
     states = _evaluation_tokens(cell, shape)[0] * shape.width * itemsize
     return spilt + (states if cell.dense else parameters(shape) * itemsize)
@@ -319,7 +335,7 @@ def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
         for columns, rows in _hessian_columns(cell, config, shape) if products else ():
             once = 2 * drawn * columns**2 + 3 * columns**3 + products * 2 * rows * columns**2
             total += shape.blocks * once
-    return total
+    return total + _sensitivities(cell, shape).flops
 
 
 def free_memory(device: str) -> int:

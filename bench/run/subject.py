@@ -18,7 +18,7 @@ from bench.plan.cells import PROMPT_TOKENS
 from bench.results.keys import cell_key, environment_key, subject_key
 from bench.run.sources import evaluation_sources, prune_sources
 from bench.text import sources as texts
-from methods.errors import PruneBenchError
+from methods.errors import PruneBenchError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +87,7 @@ class Subject:
             drawn["calibration"] = _hash(self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens)
         if cell.heldout is not None:
             drawn["heldout"] = _hash(self.heldout(cell.heldout, cell.data_dir).tokens)
+        drawn |= {f"file {name}": _content(path) for name, path in _files(cell)}
         revision = self.checkpoint.revision
         subjects = {"prune": _subject(cell, revision, "")}
         phases = {"prune": drawn["code"]}
@@ -139,6 +140,29 @@ def keys_without_model(cell: Cell, environment: dict[str, Any]) -> Keys:
     return Keys(
         cell_key(subject, "unpulled"), environment_key(environment), {"prune": subject}, {"prune": "unpulled"}
     )
+
+
+def _files(cell: Cell) -> list[tuple[str, Path]]:
+    """Parameters of the cell's method that name a file or folder, with what they name."""
+    from methods import registry
+
+    declared = {} if cell.dense else registry.declared(cell.method)
+    given = [
+        (name, str(value)) for name, value in cell.parameters if name in declared and declared[name].file
+    ]
+    return [(name, Path(value)) for name, value in given if value]
+
+
+def _content(path: Path) -> str:
+    """Digest of a file, or of the files of a folder. Raises UserError where one cannot be read."""
+    found = hashlib.sha256()
+    try:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                found.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give another, or leave it out") from None
+    return found.hexdigest()[:16]
 
 
 def _subject(cell: Cell, revision: str, evaluation: str) -> str:

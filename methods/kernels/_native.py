@@ -15,7 +15,7 @@ from pathlib import Path
 
 __all__ = ["ABI", "ISA_IDS", "Library", "ObsSweepParams", "cpu_has_isa", "load"]
 
-ABI = 1
+ABI = 2
 ISA_IDS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3}
 
 
@@ -40,6 +40,7 @@ class ObsSweepParams(ctypes.Structure):
         ("mask", ctypes.c_void_p),
         ("mask_row_stride", ctypes.c_int64),
         ("mask_column_stride", ctypes.c_int64),
+        ("divisor", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("zero", ctypes.c_void_p),
         ("values", ctypes.c_void_p),

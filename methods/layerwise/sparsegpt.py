@@ -10,6 +10,7 @@ from torch import Tensor
 from methods.errors import NonFiniteError
 from methods.kernels.operators import Grid, obs_sweep
 from methods.layerwise.rule import Budget, Problem, Solution, Statistic
+from methods.layerwise.saliency import divisors
 from methods.layerwise.select import block_share, smallest
 from methods.moments import Factor
 
@@ -41,14 +42,16 @@ def sparsegpt(
     blocksize: int = 128,
     grid: Grid | None = None,
     mask: Tensor | None = None,
+    saliency: str = "obs",
     reference: bool = False,
 ) -> tuple[Tensor, Tensor, float]:
     """Prune weight [rows, columns] float32 in place; returns it, the mask of what was removed, and the loss.
 
-    Blocks of ``blocksize`` columns, left to right. Unstructured: at each block the smallest w²/U_jj² over all
+    Blocks of ``blocksize`` columns, left to right. Unstructured: at each block the smallest w²/d_j² over all
     rows, with weights as already compensated; the block's share of the budget is exact. N:M: chosen inside
-    the sweep, per row. A ``mask`` says itself what goes, whatever the budget. The loss is Σ (w - q)² / 2U_jj²,
-    half the rise of the damped quadratic form.
+    the sweep, per row. ``saliency`` gives d: U_jj for ``obs`` (``methods.layerwise.saliency``). A ``mask`` says
+    itself what goes, whatever the budget. The loss is Σ (w - q)² / 2U_jj², half the rise of the damped
+    quadratic form.
     ``reference`` keeps the published code's choices: dead inputs' weights zeroed beforehand, everything at or
     below the threshold removed.
     """
@@ -59,15 +62,20 @@ def sparsegpt(
         weight[:, factor.dead] = 0
     removed = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
     loss = torch.zeros((), dtype=torch.float64, device=weight.device)
+    divisor = divisors(factor, saliency)
     for start in range(0, columns, blocksize):
         stop = min(start + blocksize, columns)
         current, upper = weight[:, start:stop], factor.upper[start:stop, start:stop]
         if mask is not None:
             sweep = obs_sweep(current, upper, mask=mask[:, start:stop], grid=grid)
         elif budget.group:
-            sweep = obs_sweep(current, upper, keep=budget.keep, group=budget.group, grid=grid)
+            sweep = obs_sweep(
+                current, upper, keep=budget.keep, group=budget.group, grid=grid, divisor=divisor[start:stop]
+            )
         else:
-            chosen = _block_mask(current, upper, budget, (rows, columns, start, stop), reference)
+            chosen = _block_mask(
+                current, divisor[start:stop], budget, (rows, columns, start, stop), reference
+            )
             sweep = obs_sweep(current, upper, mask=chosen, grid=grid)
         weight[:, start:stop] = sweep.values
         removed[:, start:stop] = sweep.mask
@@ -78,10 +86,10 @@ def sparsegpt(
 
 
 def _block_mask(
-    current: Tensor, upper: Tensor, budget: Budget, place: tuple[int, int, int, int], reference: bool
+    current: Tensor, divisor: Tensor, budget: Budget, place: tuple[int, int, int, int], reference: bool
 ) -> Tensor:
     rows, columns, start, stop = place
-    scores = (current / upper.diagonal()).square_()
+    scores = (current / divisor).square_()
     if not reference:
         return smallest(scores, block_share(budget.remove, rows * columns, rows * start, rows * stop))
     if not budget.remove:
@@ -96,6 +104,7 @@ class SparseGPT:
 
     percdamp: float = 0.01
     blocksize: int = 128
+    saliency: str = "obs"
     reference: bool = False
     name: str = "sparsegpt"
     needs: Statistic = Statistic.GRAM
@@ -118,6 +127,7 @@ class SparseGPT:
             problem.budget,
             blocksize=self.blocksize,
             mask=mask,
+            saliency=self.saliency,
             reference=self.reference,
         )
         if not bool(torch.isfinite(weight).all()):

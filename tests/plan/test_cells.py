@@ -100,7 +100,12 @@ def test_whatever_can_change_a_figure_changes_the_cell(flags: dict[str, Any]) ->
 
 def test_parameters_are_complete_typed_and_sorted() -> None:
     cell = plan(methods="sparsegpt", assignments=("sparsegpt.percdamp=1",)).cells[-1]
-    assert cell.parameters == (("blocksize", 128), ("percdamp", 1.0), ("reference", False))
+    assert cell.parameters == (
+        ("blocksize", 128),
+        ("percdamp", 1.0),
+        ("reference", False),
+        ("saliency", "obs"),
+    )
     assert (
         plan(methods="sparsegpt", assignments=("sparsegpt.percdamp=0.01",)).cells
         == plan(methods="sparsegpt").cells
@@ -118,6 +123,7 @@ def test_parameters_of_allocations_and_refinements_carry_their_name() -> None:
         ("reference", False),
         ("rotate.by", 4),
         ("rotate.lambda", 1.0),
+        ("saliency", "obs"),
         ("skewed.lean", 0.25),
     )
     both = plan(methods="magnitude@skewed,sparsegpt@skewed", assignments=("skewed.lean=0.25",)).cells[1:]

@@ -227,3 +227,28 @@ def test_phases_that_hold_the_whole_model_need_its_memory() -> None:
         for evaluations in ("perplexity", "perplexity,decode")
     )
     assert streamed < 4 * 6.7e9 < whole
+
+
+def test_sensitivities_count_where_they_are_estimated(tmp_path: Path) -> None:
+    base = estimate(last(models="smollm2-135m", methods="sparsegpt", protocol="lab"))
+    fisher = estimate(last(models="smollm2-135m", methods="mixed", protocol="lab"))
+    # 8 probes of 16 x 256 tokens, four passes of 106 M weights and two products with the head of 28 M
+    extra = 8 * 16 * 256 * 2 * (4 * 106e6 + 2 * 28e6)
+    assert fisher.flops - base.flops == pytest.approx(extra, rel=0.1)
+    one = last(models="smollm2-135m", methods="mixed", protocol="lab", assignments=("mixed.probes=1",))
+    assert estimate(one).flops - base.flops == pytest.approx(extra / 8, rel=0.1)
+    exact = last(
+        models="smollm2-135m", methods="mixed", protocol="lab", assignments=("mixed.estimator=hutchinson",)
+    )
+    assert 4 * 2**30 < estimate(exact).memory_bytes < 8 * 2**30
+    sets = (f"mixed.file={tmp_path}",)
+    given = last(models="smollm2-135m", methods="mixed", protocol="lab", assignments=sets)
+    assert estimate(given).flops == base.flops
+
+
+def test_fishers_states_keep_to_the_budget() -> None:
+    """For a 13 B model one probe's states exceed 1 GiB: they go to disk, and memory stays that of blocks."""
+    cell = last(models="opt-13b", methods="mixed", dtype="float16", protocol="paper", hidden_budget="1GiB")
+    states = 41 * 16 * 256 * 5120 * 4
+    assert estimate(cell).disk_bytes >= states
+    assert estimate(cell).memory_bytes < 20 * 2**30
