@@ -59,7 +59,8 @@ class Method:
 
     ``factory`` is ``module:attribute``, called with the parameters by name: a ``Rule`` for layer-wise
     methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
-    text. ``sources``: modules beside the shared ones whose change changes results.
+    text. ``sources``: modules beside the shared ones whose change changes results. ``targets``: the kinds of
+    ``methods.target.Target`` it is aimed at when they are asked for; sizes (``params``, ``bytes``) always are.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Method:
     sources: tuple[str, ...] = ()
     origin: str = "prune-bench"
     default_target: str = "50%"
+    targets: tuple[str, ...] = ("unstructured", "nm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,32 @@ _OURS = (
             "reference": _REFERENCE,
         },
         sources=("methods.layerwise.sparsegpt", "methods.moments.factor", "methods.kernels"),
+    ),
+    Method(
+        name="slicegpt",
+        summary="the residual stream keeps its first principal directions; every matrix gets narrower",
+        paper="Ashkboos et al., arXiv 2401.15024",
+        factory="methods.slicing.pruner:SliceGPT",
+        layerwise=False,
+        parameters={
+            "round_interval": Parameter(
+                int, 8, "widths are rounded down to multiples of this", minimum=1, maximum=65536
+            ),
+            "slice_head": Parameter(bool, False, "slice the last block's output and the head too"),
+            "orientation": Parameter(
+                str, "pca", "kept directions as the PCA orders them, or turned at random", choices=("pca", "random")
+            ),
+            "slope": Parameter(
+                float,
+                0.0,
+                "by how much the sliced share grows from first to last layer (0: constant schedule)",
+                minimum=-1.0,
+                maximum=1.0,
+            ),
+        },
+        sources=("methods.slicing",),
+        default_target="slice25%",
+        targets=("slice",),
     ),
 )
 
