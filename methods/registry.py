@@ -61,6 +61,7 @@ class Method:
     methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
     text. ``sources``: modules beside the shared ones whose change changes results. ``targets``: the kinds of
     ``methods.target.Target`` it is aimed at when they are asked for; sizes (``params``, ``bytes``) always are.
+    ``scheduled``: results depend on the run's schedule and Hessian dtype.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Method:
     origin: str = "prune-bench"
     default_target: str = "50%"
     targets: tuple[str, ...] = ("unstructured", "nm")
+    scheduled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ _OURS = (
         sources=("methods.slicing",),
         default_target="slice25%",
         targets=("slice",),
+        scheduled=False,
     ),
 )
 

@@ -16,6 +16,7 @@ from methods.target import DENSE, Target
 if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
     from methods.interface import ModelShape, Pruner
+    from methods.registry import Method
 
 __all__ = [
     "NEW_TOKENS",
@@ -121,6 +122,7 @@ class _Method:
     targets: tuple[Target, ...]
     parameters: tuple[tuple[str, Value], ...]
     pruner: Pruner
+    scheduled: bool
 
 
 def expand(settings: Settings) -> Plan:
@@ -200,11 +202,29 @@ def _methods(settings: Settings) -> list[_Method]:
         defaults = {name: parameter.default for name, parameter in entry.parameters.items()}
         parameters = {**defaults, **given.get(method.rule, {})}
         pruner = registry.get(str(method), parameters)
-        targets = settings.targets(entry.default_target)
-        chosen.append(
-            _Method(str(registry.spelling(str(method))), targets, tuple(sorted(parameters.items())), pruner)
-        )
+        targets = settings.targets(entry.default_target, entry.targets)
+        if not targets:
+            raise UserError(_aimless(method.rule, entry, settings))
+        name = str(registry.spelling(str(method)))
+        chosen.append(_Method(name, targets, tuple(sorted(parameters.items())), pruner, entry.scheduled))
+    _check_used(settings, chosen)
     return chosen
+
+
+def _aimless(rule: str, entry: Method, settings: Settings) -> str:
+    """Only targets that a method cannot reach were asked for."""
+    given = " and ".join(f"--{option}" for option in settings.asked())
+    meant = "--slicing 0.25" if "slice" in entry.targets else "--sparsity 0.5 or --pattern 2:4"
+    return f"{given} gives {rule} no target; add {meant}, or leave {rule} out of --methods"
+
+
+def _check_used(settings: Settings, chosen: list[_Method]) -> None:
+    """Raises UserError for an option whose targets no method takes: nothing asked for is dropped silently."""
+    taken = {str(target) for method in chosen for target in method.targets}
+    for option, words in settings.asked().items():
+        if chosen and not taken.intersection(words):
+            names = ", ".join(method.name for method in chosen)
+            raise UserError(f"--{option} {','.join(words)} is for none of the methods run: {names}; leave it out")
 
 
 def _config(model: str) -> tuple[Mapping[str, Any], ModelShape | None, str]:
@@ -272,8 +292,8 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
             cell,
             seed=seed,
             calibration=calibration,
-            hessian_dtype=settings.hessian_dtype,
-            schedule=settings.schedule,
+            hessian_dtype=settings.hessian_dtype if method.scheduled else cell.hessian_dtype,
+            schedule=settings.schedule if method.scheduled else cell.schedule,
         )
 
 

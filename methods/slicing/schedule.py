@@ -74,15 +74,18 @@ class Schedule:
             least = parameters(widths[first])
             raise UnsupportedTarget(
                 f"{target} allows {most:,} of {dense:,} parameters; sliced to width {widths[first]} the model still "
-                f"has {least:,}{self._head_note(shape)}"
+                f"has {least:,}{self._head_note(shape, widths[first], most)}"
             )
         return self._of_width(shape, widths[fitting - 1])
 
-    def _head_note(self, shape: ModelShape) -> str:
+    def _head_note(self, shape: ModelShape, width: int, most: int) -> str:
         if self.slice_head:
             return ""
         tied = ", untied from the token table" if shape.tied else ""
-        return f" ({shape.vocabulary * shape.width:,} in its full head{tied}); set slicegpt.slice_head=true"
+        note = f" ({shape.vocabulary * shape.width:,} in its full head{tied})"
+        cut = dataclasses.replace(self, slice_head=True)._of_width(shape, width)
+        reached = sizes.parameters(sliced_shape(shape, cut)) <= most
+        return f"{note}; set slicegpt.slice_head=true" if reached else note
 
     def _of_width(self, shape: ModelShape, width: int) -> Slices:
         return self._at(shape, 1 - Fraction(width, shape.width))
