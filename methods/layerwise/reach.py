@@ -99,10 +99,10 @@ class Inventory:
 
 
 def sized(target: Target, inventory: Inventory) -> Target:
-    """A target of a size as the smallest sparsity that reaches it; other targets as they are.
+    """A target of a size as the sparsity that reaches it; other targets as they are.
 
-    Every matrix may round its share down, so the share is raised until their sum suffices. Raises
-    UnsupportedTarget where the size cannot be reached.
+    Matrices may round their shares down, so the share is raised until their sum suffices: less than one weight
+    a matrix goes too much. Raises UnsupportedTarget where the size cannot be reached.
     """
     if target.kind not in SIZES:
         return target
