@@ -87,6 +87,36 @@ METHODS = (
         workspace=14,
         products=90,
     ),
+    Method(
+        name="slicegpt",
+        summary="the residual stream keeps its principal directions; every matrix gets narrower",
+        paper="Ashkboos et al., arXiv 2401.15024",
+        factory="methods.slicing.pruner:SliceGPT",
+        layerwise=False,
+        parameters={
+            "round_interval": Parameter(
+                int, 8, "widths are rounded down to multiples of this", minimum=1, maximum=65536
+            ),
+            "slice_head": Parameter(bool, False, "slice the last block's output and the head too"),
+            "orientation": Parameter(
+                str,
+                "pca",
+                "kept directions as the PCA orders them, or turned at random",
+                choices=("pca", "random"),
+            ),
+            "slope": Parameter(
+                float,
+                0.0,
+                "by how much the sliced share grows from first to last layer (0: constant schedule)",
+                minimum=-1.0,
+                maximum=1.0,
+            ),
+        },
+        sources=("methods.slicing",),
+        default_target="slice25%",
+        targets=("slice",),
+        scheduled=False,
+    ),
 )
 
 ALLOCATIONS = (

@@ -32,7 +32,9 @@ class Method:
 
     ``factory`` is ``module:attribute``, called with the parameters by name: a ``Rule`` for layer-wise
     methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
-    text. ``sources``: modules beside the shared ones whose change changes results. For the plan's estimates:
+    text. ``sources``: modules beside the shared ones whose change changes results. ``targets``: the kinds of
+    ``methods.target.Target`` it is aimed at when they are asked for; sizes (``params``, ``bytes``) always are.
+    ``scheduled``: results depend on the run's schedule and Hessian dtype. For the plan's estimates:
     ``workspace`` is how many float32 matrices of columns x columns it holds at once (0: it gathers no Gram
     matrix), ``products`` how many products of the weight with such a matrix its work amounts to.
     """
@@ -47,6 +49,8 @@ class Method:
     sources: tuple[str, ...] = ()
     origin: str = "prune-bench"
     default_target: str = "50%"
+    targets: tuple[str, ...] = ("unstructured", "nm")
+    scheduled: bool = True
     workspace: int = 3
     products: int = 1
 

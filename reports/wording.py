@@ -20,6 +20,7 @@ _SPOKEN: Final = {
     "nll": "NLL",
     "flops_per_token": "FLOPs per token",
     "heldout_error": "Held-out error",
+    "bytes_bitmap": "Bytes as bitmaps",
 }
 
 

@@ -24,6 +24,7 @@ _EPILOG = """
 Examples
   bench run --methods sparsegpt,magnitude --models nano-*
   bench run --methods sparsegpt --models opt-125m,bloom-560m --sparsity 0.5,0.6 --seeds 0,1,2
+  bench run --methods sparsegpt,slicegpt --models nano-* --sparsity 0.5 --slicing 0.1,0.2 --params 0.2
   bench run --models path:/models/mine --pattern unstructured,2:4 --eval perplexity --dry-run
 """
 
@@ -40,6 +41,13 @@ _SETTINGS = {"allow_extra_args": True}
 )
 @click.option("--sparsity", metavar="LIST", help="Shares of the weights to remove, such as 0.5,0.6; 0.5.")
 @click.option("--pattern", metavar="LIST", help="unstructured and N:M (keep N of every M), such as 2:4.")
+@click.option(
+    "--slicing", metavar="LIST", help="Shares of the width to slice (slicegpt), such as 0.25; 0.25."
+)
+@click.option(
+    "--params", "fewer_params", metavar="LIST", help="Sizes to reach: shares of the parameters to save."
+)
+@click.option("--bytes", "fewer_bytes", metavar="LIST", help="Sizes to reach: shares of the bytes to save.")
 @click.option("--seeds", metavar="LIST", help="Seeds of the calibration draw; 0.")
 @click.option("--calibration", metavar="TEXT", shell_complete=complete.texts, help="Calibration text.")
 @click.option("--samples", metavar="N", help="Calibration windows.")

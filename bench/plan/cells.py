@@ -16,6 +16,7 @@ from methods.target import DENSE, Target
 if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
     from methods.interface import ModelShape, Pruner
+    from methods.entries import Method
     from methods.spelling import Spelling
 
 __all__ = [
@@ -123,6 +124,7 @@ class _Method:
     targets: tuple[Target, ...]
     parameters: tuple[tuple[str, Value], ...]
     pruner: Pruner
+    scheduled: bool
 
 
 def expand(settings: Settings) -> Plan:
@@ -200,11 +202,32 @@ def _methods(settings: Settings) -> list[_Method]:
             owner, _, name = key.rpartition(".")
             parameters[key] = given.get((owner or parts.rule, name), parameter.default)
         made = tuple(sorted(parameters.items()))
-        targets = settings.targets(registry.method(parts.rule).default_target)
-        chosen.setdefault(
-            (parts, made), _Method(str(parts), targets, made, registry.get(str(parts), parameters))
-        )
+        entry = registry.method(parts.rule)
+        targets = settings.targets(entry.default_target, entry.targets)
+        if not targets:
+            raise UserError(_aimless(entry, settings))
+        pruner = registry.get(str(parts), parameters)
+        chosen.setdefault((parts, made), _Method(str(parts), targets, made, pruner, entry.scheduled))
+    _check_used(settings, list(chosen.values()))
     return list(chosen.values())
+
+
+def _aimless(entry: Method, settings: Settings) -> str:
+    """Only targets that a method cannot reach were asked for."""
+    given = " and ".join(f"--{option}" for option in settings.asked())
+    meant = "--slicing 0.25" if "slice" in entry.targets else "--sparsity 0.5 or --pattern 2:4"
+    return f"{given} gives {entry.name} no target; add {meant}, or leave {entry.name} out of --methods"
+
+
+def _check_used(settings: Settings, chosen: list[_Method]) -> None:
+    """Raises UserError for an option whose targets no method takes: nothing asked for is dropped silently."""
+    taken = {str(target) for method in chosen for target in method.targets}
+    for option, words in settings.asked().items():
+        if chosen and not taken.intersection(words):
+            names = ", ".join(method.name for method in chosen)
+            raise UserError(
+                f"--{option} {','.join(words)} is for none of the methods run: {names}; leave it out"
+            )
 
 
 def _owners(parts: Spelling) -> list[str]:
@@ -294,8 +317,8 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
             cell,
             seed=seed,
             calibration=calibration,
-            hessian_dtype=settings.hessian_dtype,
-            schedule=settings.schedule,
+            hessian_dtype=settings.hessian_dtype if method.scheduled else cell.hessian_dtype,
+            schedule=settings.schedule if method.scheduled else cell.schedule,
         )
 
 

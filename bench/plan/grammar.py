@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from methods.errors import UserError, nearest, shown
@@ -25,6 +26,7 @@ __all__ = [
     "parse_parameter",
     "parse_pattern",
     "parse_seed",
+    "parse_share",
     "parse_size",
     "parse_sparsity",
     "shown",
@@ -72,6 +74,22 @@ def parse_list(value: object, option: str) -> tuple[str, ...]:
 
 def parse_sparsity(text: str) -> Target:
     """Read a share of weights to remove, ``0.5`` or ``50%``. Raises UserError unless 0 <= share < 1."""
+    return Target.unstructured(f"{_share(text, 'sparsity'):f}")
+
+
+def parse_share(text: str, kind: str) -> Target:
+    """Read a share of the width to slice, or of the parameters or bytes to save (``kind`` as in ``Target``).
+
+    Raises UserError unless 0 <= share < 1, or where nothing is to be saved.
+    """
+    option = {"slice": "slicing"}.get(kind, kind)
+    share = _share(text, option)
+    if not share and kind != "slice":
+        raise UserError(f"{option} '{shown(text)}' saves nothing; use a share above 0, such as 0.2")
+    return Target(kind, Fraction(f"{share:f}"))
+
+
+def _share(text: str, option: str) -> Decimal:
     word = text.strip()
     percent = word.endswith("%")
     try:
@@ -80,20 +98,20 @@ def parse_sparsity(text: str) -> Target:
         share = Decimal("NaN")
     if not share.is_finite():
         hint = "; N:M patterns go to --pattern" if ":" in word else ""
-        raise UserError(f"sparsity '{shown(text)}' is no number; use a share such as 0.5{hint}")
+        raise UserError(f"{option} '{shown(text)}' is no number; use a share such as 0.5{hint}")
     if percent:
         share /= 100
     elif 1 < share < 100:
         meant = f"{(share / 100).normalize():f}"
-        raise UserError(f"sparsity '{shown(text)}' is not a share; for {shown(word)} percent write {meant}")
+        raise UserError(f"{option} '{shown(text)}' is not a share; for {shown(word)} percent write {meant}")
     if not 0 <= share < 1:
-        raise UserError(f"sparsity '{shown(text)}' is not a share; use 0 <= sparsity < 1, such as 0.5")
+        raise UserError(f"{option} '{shown(text)}' is not a share; use 0 <= {option} < 1, such as 0.5")
     if share and share.adjusted() < -6:
-        raise UserError(f"sparsity '{shown(text)}' is too fine; use at least 0.000001")
+        raise UserError(f"{option} '{shown(text)}' is too fine; use at least 0.000001")
     # Target prints ten digits of the percentage: more would make two cells print alike.
     if len(share.normalize().as_tuple().digits) > 8:
-        raise UserError(f"sparsity '{shown(text)}' has too many digits; use at most eight")
-    return Target.unstructured(f"{share:f}")
+        raise UserError(f"{option} '{shown(text)}' has too many digits; use at most eight")
+    return share
 
 
 def parse_pattern(text: str) -> Target | None:

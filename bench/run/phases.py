@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench.measure.memory import PeakMemory
 from bench.results.records import MatrixFigures, Metric
 from methods import registry
 from methods.families import sizes
-from methods.interface import Calibration, MatrixReport, Observer, PruneReport, Run, matrix_sizes
+from methods.interface import Calibration, MatrixReport, ModelShape, Observer, PruneReport, Run
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
 from methods.target import Target
@@ -93,7 +94,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     provenance: dict[str, Any] = {"heldout": heldout.provenance, "resumed_blocks": report.resumed_blocks}
     if drawn is not None:
         provenance["calibration"] = drawn.provenance
-    metrics = [*_size_metrics(pruned, report.matrices), *_cost_metrics(report, memory)]
+    metrics = [*_size_metrics(source.shape, pruned, report.matrices), *_cost_metrics(report, memory)]
     resumed = (
         (
             f"went on after block {report.resumed_blocks - 1} of a killed run: peak memory was not measured whole",
@@ -124,37 +125,55 @@ def notes_on(windows: Windows | None) -> tuple[str, ...]:
 
 def dense_figures(cell: Cell, subject: Subject) -> Figures:
     """Sizes of the unpruned model."""
-    return Figures(metrics=tuple(_size_metrics(source_of(cell, subject), ())))
+    source = source_of(cell, subject)
+    return Figures(metrics=tuple(_size_metrics(source.shape, source, ())))
 
 
-def _size_metrics(source: CheckpointSource, matrices: Sequence[MatrixReport]) -> list[Metric]:
+def _size_metrics(
+    dense: ModelShape, source: CheckpointSource, matrices: Sequence[MatrixReport]
+) -> list[Metric]:
     """Parameters and bytes are counted on disk; removed weights are those that the method chose."""
-    prunable = matrix_sizes(source.family.matrices(source.shape), source.shape.blocks)
+    prunable = sizes.prunable(dense)
     removed = sum(matrix.removed for matrix in matrices)
-    parameters = nonzero = stored = 0
+    total = _Stored()
     for index in range(source.shape.blocks):
-        for tensor in source.raw_block(index).values():
-            parameters += tensor.numel()
-            nonzero += int(torch.count_nonzero(tensor))
-            stored += tensor.nbytes
+        linears = {f"{matrix.name}.weight" for matrix in source.family.matrices(source.shape, index)}
+        for name, tensor in source.raw_block(index).items():
+            total.add(tensor, packed=name in linears)
     for name in source.family.outer_tensors(source.shape):
-        tensor = source.raw_outer(name)
-        parameters += tensor.numel()
-        nonzero += int(torch.count_nonzero(tensor))
-        stored += tensor.nbytes
-    return [
+        total.add(source.raw_outer(name), packed=False)
+    metrics = [
         Metric(name="weights_prunable", unit="1", value=prunable),
         Metric(name="weights_removed", unit="1", value=removed),
         Metric(name="sparsity", unit="1", value=removed / prunable),
-        Metric(name="parameters", unit="1", value=parameters),
-        Metric(name="parameters_nonzero", unit="1", value=nonzero),
-        Metric(name="bytes", unit="byte", value=stored),
+        Metric(name="parameters", unit="1", value=total.parameters),
+        Metric(name="parameters_nonzero", unit="1", value=total.nonzero),
+        Metric(name="bytes", unit="byte", value=total.bytes),
         Metric(
             name="flops_per_token",
             unit="FLOP/token",
             value=sizes.flops_per_token(source.shape, source.shape.positions),
         ),
     ]
+    if matrices and source.shape.slices is None:
+        metrics.append(Metric(name="bytes_bitmap", unit="byte", value=total.packed))
+    return metrics
+
+
+class _Stored:
+    """What tensors add up to; ``packed``: bytes with the matrices among them as bitmaps and non-zeros, in closed form."""
+
+    def __init__(self) -> None:
+        self.parameters = self.nonzero = self.bytes = self.packed = 0
+
+    def add(self, tensor: Tensor, *, packed: bool) -> None:
+        nonzero = int(torch.count_nonzero(tensor))
+        self.parameters += tensor.numel()
+        self.nonzero += nonzero
+        self.bytes += tensor.nbytes
+        self.packed += (
+            sizes.bitmap_bytes(tensor.numel(), nonzero, tensor.itemsize) if packed else tensor.nbytes
+        )
 
 
 def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:

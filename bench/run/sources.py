@@ -20,13 +20,14 @@ _SHARED = (
     "methods.stream",
     "methods.moments",
     "methods.layerwise.pruner",
+    "methods.layerwise.reach",
     "methods.layerwise.rule",
     "methods.layerwise.select",
     "bench.run.phases",
 )
 _READING = ("methods.families", "methods.stream.source", "methods.interface")
 _MEASURED = ("bench.run.evaluations", "bench.measure.memory")
-_WHOLE = ("methods.inference.assemble", *_READING)
+_WHOLE = ("methods.inference.assemble", "methods.slicing.modeling", *_READING)
 _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "size": (("methods.families.sizes", "bench.run.phases"), ()),
     "perplexity": (("bench.evaluate.perplexity", *_MEASURED, *_READING), ()),

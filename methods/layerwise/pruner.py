@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from methods.allocate.uniform import Uniform
-from methods.errors import UserError
+from methods.errors import UnsupportedTarget, UserError
 from methods.families import family_of
 from methods.interface import BlockSink, BlockSource, Calibration, Matrix, ModelShape, PruneReport, Run
+from methods.layerwise.reach import SIZES, Inventory, sized
 from methods.layerwise.rule import Allocation, Moments, Problem, Refinement, Rule, Solution, Statistic, Update
 from methods.stream.stopwatch import Stopwatch
 from methods.stream.walk import SCHEDULES, walk
@@ -47,7 +48,14 @@ class LayerwisePruner:
 
     def refuse(self, shape: ModelShape, target: Target) -> str | None:
         """The reason this target cannot be reached on this model, or None."""
-        if target.kind not in ("unstructured", "nm"):
+        if shape.slices is not None:
+            return f"{self.rule.name} does not prune sliced models; prune the model it was made from"
+        if target.kind in SIZES:
+            try:
+                target = sized(target, Inventory.of_shape(shape))
+            except UnsupportedTarget as error:
+                return str(error)
+        elif target.kind not in ("unstructured", "nm"):
             return f"{self.rule.name} removes weights in place and cannot reach {target}; use a share (50%) or N:M (2:4)"
         if target.bits:
             return f"{self.rule.name} does not quantise; ask for {str(target).split('+')[0]} without +{target.bits}bit"
@@ -72,6 +80,8 @@ class LayerwisePruner:
         if calibration is None:
             raise UserError(f"{self.rule.name} needs calibration or held-out windows")
         clock = Stopwatch(source.device)
+        if target.kind in SIZES:
+            target = sized(target, Inventory.of_source(source))
         with clock("allocate"):
             budgets = self.allocation(source, calibration, target, run)
         clock.seconds["allocate"] += getattr(budgets, "earlier", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -337,3 +338,76 @@ def test_every_phase_has_a_protocol_of_its_own() -> None:
     assert whole.protocol("zeroshot") == "zeroshot/piqa"
     unused = plan(models="nano-opt", tasks="piqa", limit="7").cells[0]
     assert unused == plan(models="nano-opt").cells[0], "tasks of no evaluation tell no cells apart"
+
+
+def test_slicing_and_sparsity_in_one_grid_go_to_the_methods_that_reach_them() -> None:
+    found = plan(
+        methods="slicegpt,sparsegpt", sparsity="0.5", slicing="0.1,0.2", fewer_params="0.2", fewer_bytes="0.3"
+    )
+    assert not found.refusals
+    assert spelled(found) == [
+        "nano-opt dense",
+        *(
+            f"nano-opt slicegpt {target} seed 0"
+            for target in ("slice10%", "slice20%", "params-20%", "bytes-30%")
+        ),
+        *(f"nano-opt sparsegpt {target} seed 0" for target in ("50%", "params-20%", "bytes-30%")),
+    ]
+    assert spelled(plan(methods="slicegpt"))[1:] == ["nano-opt slicegpt slice25% seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"methods": "sparsegpt,slicegpt", "sparsity": "0.5"},
+            "--sparsity gives slicegpt no target; add --slicing 0.25, or leave slicegpt out of --methods",
+        ),
+        (
+            {"methods": "slicegpt,magnitude", "slicing": "0.5"},
+            "--slicing gives magnitude no target; add --sparsity 0.5 or --pattern 2:4, or leave magnitude out",
+        ),
+        (
+            {"methods": "sparsegpt,magnitude", "sparsity": "0.5", "slicing": "0.2"},
+            "--slicing slice20% is for none of the methods run: sparsegpt, magnitude; leave it out",
+        ),
+        (
+            {"methods": "slicegpt", "fewer_params": "0.1", "pattern": "2:4"},
+            "--pattern 2:4 is for none of the methods run: slicegpt; leave it out",
+        ),
+    ],
+)
+def test_targets_that_go_nowhere_are_an_error(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(**flags)
+
+
+def test_schedule_and_hessian_dtype_do_not_tell_slices_apart() -> None:
+    base = plan(methods="slicegpt")
+    assert base.cells == plan(methods="slicegpt", schedule="blockwise", hessian_dtype="float64").cells
+    assert base.cells[-1] != plan(methods="slicegpt", seeds="1").cells[-1]
+    for name, value in (
+        ("slice_head", "true"),
+        ("slope", "0.1"),
+        ("orientation", "random"),
+        ("round_interval", "4"),
+    ):
+        other = plan(methods="slicegpt", assignments=(f"slicegpt.{name}={value}",))
+        assert other.cells[-1] != base.cells[-1]
+
+
+def test_what_cannot_be_sliced_or_made_so_small_is_refused_with_the_reason() -> None:
+    found = plan(models="opt-350m,nano-opt", methods="slicegpt,magnitude", fewer_params="0.2,0.9")
+    reasons = {refusal.cell.name: refusal.reason for refusal in found.refusals}
+    assert set(reasons) == {
+        "opt-350m slicegpt params-20% seed 0",
+        "opt-350m slicegpt params-90% seed 0",
+        "nano-opt slicegpt params-90% seed 0",
+        "nano-opt magnitude params-90%",
+    }
+    assert "norms stand behind the residual sums" in reasons["opt-350m slicegpt params-20% seed 0"]
+    assert "embeddings, head, norms and biases are not pruned" in reasons["nano-opt magnitude params-90%"]
+    assert reasons["nano-opt slicegpt params-90% seed 0"].endswith(
+        "(393,216 in its full head, untied from the token table); set slicegpt.slice_head=true"
+    )
+    assert spelled(plan(models="nano-llama", methods="slicegpt", assignments=("slicegpt.slice_head=true",)))

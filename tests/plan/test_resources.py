@@ -252,3 +252,21 @@ def test_fishers_states_keep_to_the_budget() -> None:
     states = 41 * 16 * 256 * 5120 * 4
     assert estimate(cell).disk_bytes >= states
     assert estimate(cell).memory_bytes < 20 * 2**30
+
+
+def test_a_sliced_model_takes_the_disk_and_time_of_its_own_size() -> None:
+    from methods.families import shape_of, sizes
+    from methods.slicing.pruner import SliceGPT
+    from methods.target import Target
+
+    config = next(entry.config for entry in entries() if entry.id == "llama-2-7b")
+    small = SliceGPT().pruned_shape(shape_of(config), Target.parse("slice30%"))
+    flags = {"models": "llama-2-7b", "dtype": "float16", "methods": "slicegpt"}
+    cells = {share: last(slicing=share, **flags) for share in ("0.1", "0.3")}
+    assert estimate(cells["0.3"]).disk_bytes == 2 * sizes.parameters(small)
+    assert estimate(cells["0.3"]).flops < estimate(cells["0.1"]).flops
+    # float64 bases and Gram matrices are less than the Hessians of its widest linear, but there
+    need, dense = estimate(cells["0.3"]).memory_bytes, estimate(last(**flags, slicing="0")).memory_bytes
+    assert need == dense > 2 * 8 * 4096**2
+    whole = estimate(last(**flags, slicing="0.3", evaluations="zeroshot")).memory_bytes
+    assert whole < estimate(last(**flags, slicing="0.1", evaluations="zeroshot")).memory_bytes
