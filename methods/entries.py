@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from methods.errors import UserError, nearest, shown
+
 __all__ = ["AllocationEntry", "Method", "Parameter", "RefinementEntry", "Shorthand"]
+
+_KINDS: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +19,8 @@ class Parameter:
     """One ``--set name.parameter=value``: its type, default, help, and bounds or choices.
 
     The factory takes it by its name, with an underscore behind where that is a word of Python (``lambda_``).
+    ``local``: it says where something lies on this machine, not what is computed, so that it is no part of
+    what a record is about.
     """
 
     type: type
@@ -22,6 +29,35 @@ class Parameter:
     choices: tuple[Any, ...] | None = None
     minimum: float | None = None
     maximum: float | None = None
+    local: bool = False
+
+    def of_another_type(self, name: str, value: object) -> UserError:
+        """What to say of a ``value`` that does not read as this parameter's type; ``name`` as behind ``--set``."""
+        default = str(self.default).lower() if isinstance(self.default, bool) else self.default
+        return UserError(
+            f"{name} is '{shown(value)}'; it must be {_KINDS[self.type]}, as in --set {name}={default}"
+        )
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises UserError unless ``value`` is of the type, a choice, and within bounds; ``name`` as behind ``--set``."""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if self.type is float:
+            fits = (whole and abs(value) < 1 << 1023) or (isinstance(value, float) and math.isfinite(value))
+        else:
+            fits = whole if self.type is int else isinstance(value, self.type)
+        if not fits:
+            raise self.of_another_type(name, value)
+        if self.choices is not None and value not in self.choices:
+            allowed = ", ".join(map(str, self.choices))
+            near = nearest(str(value), map(str, self.choices))
+            raise UserError(f"{name} is '{shown(value)}'; it must be one of {allowed}{near}")
+        low, high = self.minimum, self.maximum
+        below = low is not None and not isinstance(value, str) and value < low
+        if below or (high is not None and not isinstance(value, str) and value > high):
+            bounds = " and ".join(
+                f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if end is not None
+            )
+            raise UserError(f"{name} is {shown(value)}; it must be {bounds}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +66,9 @@ class Method:
 
     ``factory`` is ``module:attribute``, called with the parameters by name: a ``Rule`` for layer-wise
     methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
-    text. ``sources``: modules beside the shared ones whose change changes results.
+    text. ``sources``: modules beside the shared ones whose change changes results. ``outside``:
+    ``module:attribute``, called with the parameters by name where another program does the work; it gives
+    the versions there (name to version), whose change changes results too.
     """
 
     name: str
@@ -43,6 +81,7 @@ class Method:
     sources: tuple[str, ...] = ()
     origin: str = "prune-bench"
     default_target: str = "50%"
+    outside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
