@@ -11,7 +11,12 @@ from methods.errors import UserError, nearest, shown
 
 __all__ = ["AllocationEntry", "Method", "Parameter", "RefinementEntry", "Shorthand"]
 
-_KINDS: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+_KINDS: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+}
 
 
 @dataclass(frozen=True, slots=True)

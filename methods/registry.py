@@ -43,7 +43,7 @@ __all__ = [
     "spelling",
 ]
 
-ENTRY_POINTS: Mapping[str, type] = {
+ENTRY_POINTS: Mapping[str, type[Method] | type[AllocationEntry] | type[RefinementEntry]] = {
     "prune_bench.methods": Method,
     "prune_bench.allocations": AllocationEntry,
     "prune_bench.refinements": RefinementEntry,
@@ -85,7 +85,9 @@ def _table() -> _Table:
     return table
 
 
-def _brought(table: _Table, point: EntryPoint, kind: type) -> _Entry:
+def _brought(
+    table: _Table, point: EntryPoint, kind: type[Method] | type[AllocationEntry] | type[RefinementEntry]
+) -> _Entry:
     """What a package's entry point names. Raises UserError, since a broken plug-in should say its own name."""
     try:
         found = point.load()
@@ -97,10 +99,9 @@ def _brought(table: _Table, point: EntryPoint, kind: type) -> _Entry:
         raise UserError(
             f"plug-in '{shown(point.name)}' is no methods.registry.{kind.__name__} of that name; mend its entry point"
         )
-    entry: _Entry = found
-    if table.find(entry.name) or entry.name in shorthands() or entry.name == DENSE_METHOD:
-        raise UserError(f"plug-in '{entry.name}' takes the name of a method that exists; rename it")
-    return entry
+    if table.find(found.name) or found.name in shorthands() or found.name == DENSE_METHOD:
+        raise UserError(f"plug-in '{found.name}' takes the name of a method that exists; rename it")
+    return found
 
 
 def names() -> tuple[str, ...]:

@@ -171,4 +171,3 @@ def _read(value: object, kind: type) -> Value | None:
     if kind is int:
         return int(number) if number == number.to_integral_value() and number.adjusted() < 18 else None
     return float(number)
-

@@ -14,7 +14,10 @@ Needs pytest. ``method`` is a spelling as behind ``--methods``, so ``magnitude@m
 import pytest
 
 pytest.register_assert_rewrite(
-    "methods.contract.entry", "methods.contract.repeats", "methods.contract.weights", "methods.contract.checks"
+    "methods.contract.entry",
+    "methods.contract.repeats",
+    "methods.contract.weights",
+    "methods.contract.checks",
 )
 
 from methods.contract.suite import MethodContract  # noqa: E402 - after what makes its assertions speak

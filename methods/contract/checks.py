@@ -64,7 +64,8 @@ def final_states(model: Path, out: Path, tokens: Tensor) -> Tensor:
     source = CheckpointSource(model, overlay=out / "blocks")
     family, config = source.family, source.config
     hidden = family.embed(source.outer, config, tokens, None)
-    arguments = family.arguments(config, None, *tokens.shape, hidden)
+    windows, length = tokens.shape
+    arguments = family.arguments(config, None, windows, length, hidden)
     stages = family.stages(config)
     for index in range(source.shape.blocks):
         hidden = run_block(stages, source.block(index), hidden, arguments)
@@ -76,7 +77,9 @@ def global_state_untouched() -> Iterator[None]:
     """Asserts that the body leaves every global random state, the default dtype and grad mode as they were."""
     before = _state()
     yield
-    assert _state() == before, "a global random state or torch setting was changed; draw from run.generator only"
+    assert _state() == before, (
+        "a global random state or torch setting was changed; draw from run.generator only"
+    )
 
 
 def _state() -> tuple[object, ...]:

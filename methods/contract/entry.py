@@ -58,7 +58,9 @@ class EntryContract(Setting):
         """Types are plain, defaults are allowed values, helps are lines."""
         for name, parameter in registry.declared(self.method).items():
             assert _PARAMETER.fullmatch(name.rpartition(".")[2])
-            assert parameter.type in (bool, int, float, str), f"{name}: a command line cannot give {parameter.type}"
+            assert parameter.type in (bool, int, float, str), (
+                f"{name}: a command line cannot give {parameter.type}"
+            )
             assert is_one_line(parameter.help), f"{name}: the help is a line for `bench list parameters`"
             parameter.check(name, parameter.default)
 
@@ -132,7 +134,9 @@ def _allowed(parameter: Parameter) -> Iterator[Any]:
     elif parameter.type is str:
         yield from _TEXTS
     else:
-        odd: tuple[float, ...] = (-1, 0, 1, 7, 4096) if parameter.type is int else (-1.0, 0.0, 1e-30, 0.5, 1e30)
+        odd: tuple[float, ...] = (
+            (-1, 0, 1, 7, 4096) if parameter.type is int else (-1.0, 0.0, 1e-30, 0.5, 1e30)
+        )
         low = parameter.minimum if parameter.minimum is not None else odd[0]
         high = parameter.maximum if parameter.maximum is not None else odd[-1]
         for value in dict.fromkeys((low, *odd, high)):

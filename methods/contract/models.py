@@ -116,8 +116,9 @@ def checkpoint(
 def _random(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     noise = torch.randn(size, generator=generator)
     if len(size) > 1:
-        return noise * (1.5 / size[-1] ** 0.5)
-    return 1 + 0.2 * noise if name.endswith("weight") else 0.2 * noise
+        return noise.mul_(1.5 / size[-1] ** 0.5)
+    noise *= 0.2
+    return noise + 1 if name.endswith("weight") else noise
 
 
 def calibration(windows: int = 7, *, length: int = _LENGTH, seed: int = 3) -> Calibration:

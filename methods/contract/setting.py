@@ -80,7 +80,9 @@ class Setting:
             pruner = self.pruner()
             shapes = [shape_of(CONFIGS[family]) for family in self.families]
             return [
-                aim for aim in _AIMS if all(pruner.refuse(shape, Target.parse(aim)) is None for shape in shapes)
+                aim
+                for aim in _AIMS
+                if all(pruner.refuse(shape, Target.parse(aim)) is None for shape in shapes)
             ]
         except Exception:  # reported by the tests that ask for one thing each
             return []

@@ -138,7 +138,11 @@ class WeightContract(Setting):
         if self.pruner().needs_calibration:
             pytest.skip("the method is calibrated")
         model, whole = self.model(tmp_path), calibration()
-        texts = {"none": Calibration(whole.tokens[:0], whole.heldout), "other": calibration(seed=9), "one": whole}
+        texts = {
+            "none": Calibration(whole.tokens[:0], whole.heldout),
+            "other": calibration(seed=9),
+            "one": whole,
+        }
         found = []
         for name, tokens in texts.items():
             self.prune(model, tmp_path / name, self.aims()[0], tokens=tokens)
@@ -215,7 +219,13 @@ def _each(tensors: dict[str, Tensor], words: tuple[str, ...], edit: Callable[[Te
 
 
 _FIRST_OF_FEEDFORWARD = ("fc1", "gate_proj", "dense_h_to_4h")
-_BLOCK_NORMS = ("attn_layer_norm", "input_layernorm", "post_attention_layernorm", "0.final_layer_norm", "1.final_layer_norm")
+_BLOCK_NORMS = (
+    "attn_layer_norm",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "0.final_layer_norm",
+    "1.final_layer_norm",
+)
 
 
 def _some_dead(tensors: dict[str, Tensor]) -> None:

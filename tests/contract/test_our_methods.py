@@ -15,5 +15,7 @@ def _spellings() -> list[str]:
 
 
 for _spelling in _spellings():
-    _name = "Test" + "".join(part.title() for part in _spelling.replace("@", "-at-").replace("+", "-with-").split("-"))
+    _name = "Test" + "".join(
+        part.title() for part in _spelling.replace("@", "-at-").replace("+", "-with-").split("-")
+    )
     globals()[_name] = type(_name, (MethodContract,), {"method": _spelling, "__module__": __name__})
