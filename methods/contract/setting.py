@@ -12,7 +12,7 @@ import torch
 from methods import registry
 from methods.contract.models import CONFIGS, calibration, checkpoint
 from methods.families import shape_of
-from methods.interface import BlockSink, Calibration, PruneReport, Pruner, Run
+from methods.interface import BlockSink, Calibration, Pruner, PruneReport, Run
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
 from methods.target import Target
