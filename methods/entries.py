@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from methods.errors import UserError, nearest, shown
+
 __all__ = ["AllocationEntry", "Method", "Parameter", "RefinementEntry", "Shorthand"]
+
+_KINDS: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +24,9 @@ class Parameter:
     """One ``--set name.parameter=value``: its type, default, help, and bounds or choices.
 
     The factory takes it by its name, with an underscore behind where that is a word of Python (``lambda_``).
+    ``file``: a text that names a file or folder, so that what lies there decides what a rerun skips, too.
+    ``local``: it says where something lies on this machine, not what is computed, so that it is no part of
+    what a record is about.
     """
 
     type: type
@@ -23,7 +36,35 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     file: bool = False
-    """Whether a text names a file or folder: then what lies there decides what a rerun skips, too."""
+    local: bool = False
+
+    def of_another_type(self, name: str, value: object) -> UserError:
+        """What to say of a ``value`` that does not read as this parameter's type; ``name`` as behind ``--set``."""
+        default = str(self.default).lower() if isinstance(self.default, bool) else self.default
+        return UserError(
+            f"{name} is '{shown(value)}'; it must be {_KINDS[self.type]}, as in --set {name}={default}"
+        )
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises UserError unless ``value`` is of the type, a choice, and within bounds; ``name`` as behind ``--set``."""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if self.type is float:
+            fits = (whole and abs(value) < 1 << 1023) or (isinstance(value, float) and math.isfinite(value))
+        else:
+            fits = whole if self.type is int else isinstance(value, self.type)
+        if not fits:
+            raise self.of_another_type(name, value)
+        if self.choices is not None and value not in self.choices:
+            allowed = ", ".join(map(str, self.choices))
+            near = nearest(str(value), map(str, self.choices))
+            raise UserError(f"{name} is '{shown(value)}'; it must be one of {allowed}{near}")
+        low, high = self.minimum, self.maximum
+        below = low is not None and not isinstance(value, str) and value < low
+        if below or (high is not None and not isinstance(value, str) and value > high):
+            bounds = " and ".join(
+                f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if end is not None
+            )
+            raise UserError(f"{name} is {shown(value)}; it must be {bounds}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +75,11 @@ class Method:
     methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
     text. ``sources``: modules beside the shared ones whose change changes results. ``targets``: the kinds of
     ``methods.target.Target`` it is aimed at when they are asked for; sizes (``params``, ``bytes``) always are.
-    ``scheduled``: results depend on the run's schedule and Hessian dtype. For the plan's estimates:
-    ``workspace`` is how many float32 matrices of columns x columns it holds at once (0: it gathers no Gram
-    matrix), ``products`` how many products of the weight with such a matrix its work amounts to.
+    ``scheduled``: results depend on the run's schedule and Hessian dtype. ``outside``: ``module:attribute``,
+    called with the parameters by name where another program does the work; it gives the versions there (name to
+    version), whose change changes results too. For the plan's estimates: ``workspace`` is how many float32
+    matrices of columns x columns it holds at once (0: it gathers no Gram matrix), ``products`` how many products
+    of the weight with such a matrix its work amounts to.
     """
 
     name: str
@@ -53,6 +96,7 @@ class Method:
     scheduled: bool = True
     workspace: int = 3
     products: int = 1
+    outside: str = ""
 
 
 @dataclass(frozen=True, slots=True)

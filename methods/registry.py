@@ -10,7 +10,7 @@ import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from methods import catalogue
@@ -35,7 +35,9 @@ __all__ = [
     "get",
     "method",
     "names",
+    "outside",
     "parameters_of",
+    "recorded",
     "refinements",
     "rule",
     "shorthands",
@@ -43,8 +45,12 @@ __all__ = [
     "spelling",
 ]
 
-ENTRY_POINTS = "prune_bench.methods"
-"""Entry-point group in which a package names its entries: a ``Method``, ``AllocationEntry`` or ``RefinementEntry``."""
+ENTRY_POINTS: Mapping[str, type[Method] | type[AllocationEntry] | type[RefinementEntry]] = {
+    "prune_bench.methods": Method,
+    "prune_bench.allocations": AllocationEntry,
+    "prune_bench.refinements": RefinementEntry,
+}
+"""Entry-point groups in which a package names what it brings, with what each of them holds."""
 
 _Entry = Method | AllocationEntry | RefinementEntry
 
@@ -75,22 +81,29 @@ def _table() -> _Table:
     ours: tuple[_Entry, ...] = (*catalogue.METHODS, *catalogue.ALLOCATIONS, *catalogue.REFINEMENTS)
     for entry in ours:
         table.add(entry)
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            found = point.load()
-        except Exception as error:  # a broken plug-in must not take the others down
-            raise UserError(
-                f"plug-in '{point.name}' cannot be loaded ({error}); uninstall or mend it"
-            ) from None
-        if not isinstance(found, _Entry) or found.name != point.name:
-            raise UserError(
-                f"plug-in '{point.name}' is no methods.registry.Method, AllocationEntry or RefinementEntry "
-                "of that name; mend its entry point"
-            )
-        if table.find(found.name) or found.name in shorthands() or found.name == DENSE_METHOD:
-            raise UserError(f"plug-in '{point.name}' takes the name of a method that exists; rename it")
-        table.add(found)
+    for group, kind in ENTRY_POINTS.items():
+        for point in entry_points(group=group):
+            table.add(_brought(table, point, kind))
     return table
+
+
+def _brought(
+    table: _Table, point: EntryPoint, kind: type[Method] | type[AllocationEntry] | type[RefinementEntry]
+) -> _Entry:
+    """What a package's entry point names. Raises UserError, since a broken plug-in should say its own name."""
+    try:
+        found = point.load()
+    except Exception as error:  # whatever a stranger's module raises
+        raise UserError(
+            f"plug-in '{shown(point.name)}' cannot be loaded ({shown(error)}); uninstall or mend it"
+        ) from None
+    if not isinstance(found, kind) or found.name != point.name:
+        raise UserError(
+            f"plug-in '{shown(point.name)}' is no methods.registry.{kind.__name__} of that name; mend its entry point"
+        )
+    if table.find(found.name) or found.name in shorthands() or found.name == DENSE_METHOD:
+        raise UserError(f"plug-in '{found.name}' takes the name of a method that exists; rename it")
+    return found
 
 
 def names() -> tuple[str, ...]:
@@ -169,7 +182,7 @@ def declared(text: str) -> dict[str, Parameter]:
 def get(text: str, parameters: Mapping[str, Any]) -> Pruner:
     """The pruner of a spelling, with these parameters, named as ``declared`` does; others keep their defaults.
 
-    Raises UserError for unknown names.
+    Raises UserError for unknown names, and for values that are not what the entry declares.
     """
     parsed = spelling(text)
     entry = method(parsed.rule)
@@ -177,6 +190,7 @@ def get(text: str, parameters: Mapping[str, Any]) -> Pruner:
     for name in parameters:
         if name not in known:
             raise UserError(_unknown(f"parameter of {parsed}", name, known))
+        known[name].check(name if "." in name else f"{parsed.rule}.{name}", parameters[name])
     values = {**{name: parameter.default for name, parameter in known.items()}, **parameters}
     made = _make(entry, {name: value for name, value in values.items() if "." not in name})
     if not entry.layerwise:
@@ -206,6 +220,21 @@ def rule(name: str, parameters: Mapping[str, Any] | None = None) -> Rule:
     values = {key: value.default for key, value in entry.parameters.items()}
     made: Rule = _make(entry, {**values, **(parameters or {})})
     return made
+
+
+def recorded(text: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without those that only say where something lies on this machine."""
+    known = declared(text)
+    return {name: value for name, value in parameters.items() if name not in known or not known[name].local}
+
+
+def outside(text: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of the other programs that a method's results depend on; none for most. Raises PruneBenchError."""
+    entry = method(spelling(text).rule)
+    if not entry.outside:
+        return {}
+    own = {name: value for name, value in parameters.items() if name in entry.parameters}
+    return dict(_load(entry.outside)(**own))
 
 
 def source_modules(text: str) -> tuple[str, ...]:
@@ -240,9 +269,13 @@ def _others(parsed: Spelling) -> tuple[str, ...]:
 
 
 def _make(entry: _Entry, parameters: Mapping[str, Any]) -> Any:
-    module, _, attribute = entry.factory.partition(":")
-    made = getattr(importlib.import_module(module), attribute)
+    made = _load(entry.factory)
     return made(**{f"{key}_" if keyword.iskeyword(key) else key: value for key, value in parameters.items()})
+
+
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _unknown(kind: str, seen: str, allowed: Iterable[str]) -> str:

@@ -165,22 +165,8 @@ def typed(rule: str, name: str, value: object, declared: Mapping[str, Parameter]
     parameter = declared[name]
     read = _read(value, parameter.type)
     if read is None:
-        kind = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-        raise UserError(
-            f"{rule}.{name} is '{shown(value)}'; it must be {kind[parameter.type]}, as in "
-            f"--set {rule}.{name}={_spelled(parameter.default)}"
-        )
-    choices = parameter.choices
-    if choices is not None and read not in choices:
-        allowed = ", ".join(map(str, choices))
-        near = nearest(str(read), map(str, choices))
-        raise UserError(f"{rule}.{name} is '{shown(value)}'; it must be one of {allowed}{near}")
-    low, high = parameter.minimum, parameter.maximum
-    if not isinstance(read, str) and ((low is not None and read < low) or (high is not None and read > high)):
-        bounds = " and ".join(
-            f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if end is not None
-        )
-        raise UserError(f"{rule}.{name} is {shown(value)}; it must be {bounds}")
+        raise parameter.of_another_type(f"{rule}.{name}", value)
+    parameter.check(f"{rule}.{name}", read)
     return read
 
 
@@ -203,7 +189,3 @@ def _read(value: object, kind: type) -> Value | None:
     if kind is int:
         return int(number) if number == number.to_integral_value() and number.adjusted() < 18 else None
     return float(number)
-
-
-def _spelled(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -20,6 +20,7 @@ from bench.run import phases
 from bench.run.evaluations import EVALUATIONS, Weights
 from bench.run.live import LiveObserver
 from bench.run.subject import Keys, Subject, Subjects, keys_without_model
+from methods import registry
 from methods.checkpoints.dense import save_dense
 from methods.stream.sink import BlockFolder
 
@@ -195,7 +196,7 @@ class CellRunner:
             "calibration": cell.calibration.id if cell.calibration else "",
             "protocol": cell.protocol(phase),
             "parameters": {
-                **dict(cell.parameters),
+                **registry.recorded(cell.method, dict(cell.parameters)),
                 "schedule": cell.schedule,
                 "hessian_dtype": cell.hessian_dtype,
             }

@@ -18,6 +18,7 @@ from bench.plan.cells import PROMPT_TOKENS
 from bench.results.keys import cell_key, environment_key, subject_key
 from bench.run.sources import evaluation_sources, prune_sources
 from bench.text import sources as texts
+from methods import registry
 from methods.errors import PruneBenchError, UserError
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class Subject:
             "code": evaluation_sources("size") if cell.dense else prune_sources(cell.method)
         }
         drawn["device"] = cell.device.partition(":")[0]
+        if not cell.dense:
+            elsewhere = registry.outside(cell.method, dict(cell.parameters))
+            drawn |= {f"outside/{name}": version for name, version in elsewhere.items()}
         if cell.calibration is not None and cell.seed is not None:
             drawn["calibration"] = _hash(self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens)
         if cell.heldout is not None:
@@ -170,7 +174,7 @@ def _subject(cell: Cell, revision: str, evaluation: str) -> str:
         model=cell.model,
         revision=revision,
         method=cell.method,
-        parameters=dict(cell.parameters),
+        parameters={} if cell.dense else registry.recorded(cell.method, dict(cell.parameters)),
         target=cell.target,
         seed=cell.seed,
         dtype=cell.dtype,

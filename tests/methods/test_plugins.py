@@ -33,12 +33,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_pruning", None)
 
 
-def _lay(folder: Path, code: str, entry: str) -> None:
+def _lay(folder: Path, code: str, entry: str, group: str = "prune_bench.methods") -> None:
     (folder / "my_pruning.py").write_text(code)
     info = folder / "my_pruning-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-pruning\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{registry.ENTRY_POINTS}]\n{entry}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
 
 
 def test_the_example_is_a_method_in_thirty_lines(install: Path, tmp_path: Path) -> None:
