@@ -17,9 +17,21 @@ __all__ = ["command"]
 _TARGETS = (
     ("50%", "--sparsity 0.5", "this share of every matrix's weights, anywhere"),
     ("2:4", "--pattern 2:4", "of every 4 consecutive weights of a row 2 are kept; any N:M"),
-    ("slice25%", "--slicing 0.25", "this share of the residual stream's width (slicegpt), rounded up to an interval"),
-    ("params-20%", "--params 0.2", "at most 80 % of the dense parameters: stored ones (slicegpt) or non-zero ones"),
-    ("bytes-30%", "--bytes 0.3", "at most 70 % of the dense bytes: stored (slicegpt) or as bitmap and non-zeros"),
+    (
+        "slice25%",
+        "--slicing 0.25",
+        "this share of the residual stream's width (slicegpt), rounded up to an interval",
+    ),
+    (
+        "params-20%",
+        "--params 0.2",
+        "at most 80 % of the dense parameters: stored ones (slicegpt) or non-zero ones",
+    ),
+    (
+        "bytes-30%",
+        "--bytes 0.3",
+        "at most 70 % of the dense bytes: stored (slicegpt) or as bitmap and non-zeros",
+    ),
 )
 
 

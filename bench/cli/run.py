@@ -41,7 +41,9 @@ _SETTINGS = {"allow_extra_args": True}
 )
 @click.option("--sparsity", metavar="LIST", help="Shares of the weights to remove, such as 0.5,0.6; 0.5.")
 @click.option("--pattern", metavar="LIST", help="unstructured and N:M (keep N of every M), such as 2:4.")
-@click.option("--slicing", metavar="LIST", help="Shares of the width to slice (slicegpt), such as 0.25; 0.25.")
+@click.option(
+    "--slicing", metavar="LIST", help="Shares of the width to slice (slicegpt), such as 0.25; 0.25."
+)
 @click.option(
     "--params", "fewer_params", metavar="LIST", help="Sizes to reach: shares of the parameters to save."
 )

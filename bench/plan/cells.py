@@ -15,8 +15,8 @@ from methods.target import DENSE, Target
 
 if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
-    from methods.interface import ModelShape, Pruner
     from methods.entries import Method
+    from methods.interface import ModelShape, Pruner
     from methods.spelling import Spelling
 
 __all__ = [
@@ -225,7 +225,9 @@ def _check_used(settings: Settings, chosen: list[_Method]) -> None:
     for option, words in settings.asked().items():
         if chosen and not taken.intersection(words):
             names = ", ".join(method.name for method in chosen)
-            raise UserError(f"--{option} {','.join(words)} is for none of the methods run: {names}; leave it out")
+            raise UserError(
+                f"--{option} {','.join(words)} is for none of the methods run: {names}; leave it out"
+            )
 
 
 def _owners(parts: Spelling) -> list[str]:

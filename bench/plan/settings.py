@@ -244,7 +244,9 @@ class Settings(BaseModel):
         wanted = {*kinds, "params", "bytes"}
         spelled = [word for words in asked.values() for word in words]
         targets = [Target.parse(word) for word in unique(spelled)]
-        return tuple(target for target in targets if (target.kind if target != DENSE else "unstructured") in wanted)
+        return tuple(
+            target for target in targets if (target.kind if target != DENSE else "unstructured") in wanted
+        )
 
     def asked(self) -> dict[str, tuple[str, ...]]:
         """Targets as spelled, by the option that asks for them."""

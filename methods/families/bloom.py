@@ -10,7 +10,17 @@ from torch import Tensor
 
 from methods.families import base
 from methods.families.fields import MOST_BLOCKS, Fields
-from methods.interface import Arguments, Block, Carry, Matrix, ModelShape, OuterTensors, Residual, Stage, Sublayer
+from methods.interface import (
+    Arguments,
+    Block,
+    Carry,
+    Matrix,
+    ModelShape,
+    OuterTensors,
+    Residual,
+    Stage,
+    Sublayer,
+)
 
 __all__ = ["Bloom", "alibi_slopes"]
 

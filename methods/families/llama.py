@@ -11,7 +11,17 @@ from torch import Tensor
 from methods.families import base, rope
 from methods.families.fields import MOST_BLOCKS, Fields
 from methods.families.rope import Rope
-from methods.interface import Arguments, Block, Carry, Matrix, ModelShape, OuterTensors, Residual, Stage, Sublayer
+from methods.interface import (
+    Arguments,
+    Block,
+    Carry,
+    Matrix,
+    ModelShape,
+    OuterTensors,
+    Residual,
+    Stage,
+    Sublayer,
+)
 
 __all__ = ["Llama"]
 

@@ -12,7 +12,17 @@ from torch.nn import functional
 from methods.errors import UserError
 from methods.families import base
 from methods.families.fields import MOST_BLOCKS, Fields
-from methods.interface import Arguments, Block, Carry, Matrix, ModelShape, OuterTensors, Residual, Stage, Sublayer
+from methods.interface import (
+    Arguments,
+    Block,
+    Carry,
+    Matrix,
+    ModelShape,
+    OuterTensors,
+    Residual,
+    Stage,
+    Sublayer,
+)
 
 __all__ = ["OPT"]
 

@@ -41,7 +41,9 @@ class SliceGPT:
     def refuse(self, shape: ModelShape, target: Target) -> str | None:
         """The reason this target cannot be reached on this model, or None."""
         if target.bits:
-            return f"slicegpt does not quantise; ask for {str(target).split('+')[0]} without +{target.bits}bit"
+            return (
+                f"slicegpt does not quantise; ask for {str(target).split('+')[0]} without +{target.bits}bit"
+            )
         reason = unsliceable(shape)
         if reason is not None:
             return f"slicegpt cannot slice this model: {reason}"

@@ -99,7 +99,13 @@ class _Slicing:
         sink: BlockSink,
         run: Run,
     ) -> None:
-        self.source, self.slices, self.orientation, self.sink, self.run = source, slices, orientation, sink, run
+        self.source, self.slices, self.orientation, self.sink, self.run = (
+            source,
+            slices,
+            orientation,
+            sink,
+            run,
+        )
         self.width = source.shape.width
         self.residual = source.family.residual
         self.eps = source.family.norm_eps(source.config)

@@ -73,7 +73,9 @@ class HiddenStates:
     def _width(self, part: slice) -> int:
         widths = set(self._widths[part])
         if len(widths) > 1:
-            raise ValueError(f"states of windows {part} have widths {sorted(widths)}: read what was put together")
+            raise ValueError(
+                f"states of windows {part} have widths {sorted(widths)}: read what was put together"
+            )
         return widths.pop() if widths else self._states.shape[2]
 
     def close(self) -> None:

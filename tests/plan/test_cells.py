@@ -341,7 +341,10 @@ def test_slicing_and_sparsity_in_one_grid_go_to_the_methods_that_reach_them() ->
     assert not found.refusals
     assert spelled(found) == [
         "nano-opt dense",
-        *(f"nano-opt slicegpt {target} seed 0" for target in ("slice10%", "slice20%", "params-20%", "bytes-30%")),
+        *(
+            f"nano-opt slicegpt {target} seed 0"
+            for target in ("slice10%", "slice20%", "params-20%", "bytes-30%")
+        ),
         *(f"nano-opt sparsegpt {target} seed 0" for target in ("50%", "params-20%", "bytes-30%")),
     ]
     assert spelled(plan(methods="slicegpt"))[1:] == ["nano-opt slicegpt slice25% seed 0"]
@@ -377,7 +380,12 @@ def test_schedule_and_hessian_dtype_do_not_tell_slices_apart() -> None:
     base = plan(methods="slicegpt")
     assert base.cells == plan(methods="slicegpt", schedule="blockwise", hessian_dtype="float64").cells
     assert base.cells[-1] != plan(methods="slicegpt", seeds="1").cells[-1]
-    for name, value in (("slice_head", "true"), ("slope", "0.1"), ("orientation", "random"), ("round_interval", "4")):
+    for name, value in (
+        ("slice_head", "true"),
+        ("slope", "0.1"),
+        ("orientation", "random"),
+        ("round_interval", "4"),
+    ):
         other = plan(methods="slicegpt", assignments=(f"slicegpt.{name}={value}",))
         assert other.cells[-1] != base.cells[-1]
 

@@ -47,7 +47,14 @@ class _Watcher(Silent, GridObserver):
 
 
 def _run(out: Path, model: Path, watcher: _Watcher | None = None, **flags: Any) -> Outcome:
-    given = {"models": f"path:{model}", "protocol": "nano", "samples": "6", "windows": "5", "threads": "1", **flags}
+    given = {
+        "models": f"path:{model}",
+        "protocol": "nano",
+        "samples": "6",
+        "windows": "5",
+        "threads": "1",
+        **flags,
+    }
     settings = gather(given)
     return execute(expand(settings), out, watcher or _Watcher(), save=settings.save)
 
@@ -142,7 +149,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("at", [("prune", 0), ("prune", 1), ("prune", 3), ("save", 1), ("perplexity", 2)], ids=str)
+@pytest.mark.parametrize(
+    "at", [("prune", 0), ("prune", 1), ("prune", 3), ("save", 1), ("perplexity", 2)], ids=str
+)
 def test_an_interrupted_grid_goes_on_and_ends_the_same(
     tmp_path: Path, model: Path, whole: Path, at: tuple[str, int]
 ) -> None:

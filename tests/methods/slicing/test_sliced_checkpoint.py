@@ -124,15 +124,25 @@ def test_others_load_it_with_the_bundled_code(folders: dict[str, Path], tmp_path
         "from safetensors.torch import save_file\n"
         "from transformers import AutoModelForCausalLM\n"
         f"tokens, found = torch.tensor({TOKENS.tolist()}), {{}}\n"
-        f"for family, folder in {({family: str(root / 'saved') for family, root in folders.items()})!r}.items():\n"
+        f"for family, folder in { ({family: str(root / 'saved') for family, root in folders.items()})!r}.items():\n"
         "    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()\n"
         "    found[family] = model(tokens).logits.detach().contiguous()\n"
         f"save_file(found, {str(tmp_path / 'logits')!r})\n"
         "assert not any(name.partition('.')[0] in ('methods', 'bench') for name in sys.modules)\n"
     )
-    environment = {"HF_HOME": str(tmp_path / "hub"), "PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        "HF_HOME": str(tmp_path / "hub"),
+        "PATH": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = load_file(tmp_path / "logits")
@@ -158,7 +168,9 @@ def test_our_loader_takes_it_and_runs_none_of_its_code(folder: Path) -> None:
 def test_other_folders_that_ask_for_code_stay_refused(folder: Path, tmp_path: Path) -> None:
     path = folder / "model" / "config.json"
     before = path.read_text()
-    path.write_text(json.dumps({**json.loads(before), "auto_map": {"AutoModelForCausalLM": "modeling_sliced.X"}}))
+    path.write_text(
+        json.dumps({**json.loads(before), "auto_map": {"AutoModelForCausalLM": "modeling_sliced.X"}})
+    )
     try:
         with pytest.raises(UnsupportedModel, match="code of its own"):
             load.resolve(f"path:{folder / 'model'}")
@@ -168,7 +180,12 @@ def test_other_folders_that_ask_for_code_stay_refused(folder: Path, tmp_path: Pa
 
 def test_its_readme_says_what_it_is_and_who_runs_what(folder: Path) -> None:
     text = (folder / "saved" / "README.md").read_text()
-    for part in ("width 24 to 16", "import methods.slicing", "never runs code that comes with a model", "trust_remote_code"):
+    for part in (
+        "width 24 to 16",
+        "import methods.slicing",
+        "never runs code that comes with a model",
+        "trust_remote_code",
+    ):
         assert part in " ".join(text.split())
 
 

@@ -53,7 +53,9 @@ def test_a_norm_over_embeddings_folds_into_the_table() -> None:
     table, scale, shift = _random(30, 12), _random(12), _random(12)
     found = fuse_rows(table, centred=False, norm=(scale, shift), eps=1e-5)
     torch.testing.assert_close(found, functional.layer_norm(table, (12,), scale, shift, 1e-5))
-    assert torch.allclose(fuse_rows(table, centred=True, norm=(scale, shift)).mean(-1), torch.zeros(30).double())
+    assert torch.allclose(
+        fuse_rows(table, centred=True, norm=(scale, shift)).mean(-1), torch.zeros(30).double()
+    )
 
 
 def test_nothing_is_written_into_what_is_given() -> None:
@@ -160,7 +162,9 @@ def test_a_cut_model_is_the_dense_one_with_projections(
     model = saved_variant(tmp_path / "model", variant)
     _, cut = sliced(model, tmp_path, "slice30%", dtype=torch.float64, **parameters)
     torch.testing.assert_close(streamed(cut), _projected(model, cut), rtol=0, atol=2e-4)
-    assert not torch.allclose(streamed(cut), streamed(CheckpointSource(model, dtype=torch.float64)), atol=1e-1)
+    assert not torch.allclose(
+        streamed(cut), streamed(CheckpointSource(model, dtype=torch.float64)), atol=1e-1
+    )
 
 
 def _projected(model: Path, cut: CheckpointSource) -> Tensor:
@@ -175,10 +179,11 @@ def _projected(model: Path, cut: CheckpointSource) -> Tensor:
     centre = (lambda x: x - x.mean(-1, keepdim=True)) if residual.centred else (lambda x: x)
 
     for index, block in enumerate(blocks):
-        attention, _ = residual.sublayers
         projections = bases[2 * index], bases[2 * index + 1]
 
-        def enter(_module: object, inputs: tuple[Tensor, ...], *, onto: Tensor = projections[0]) -> tuple[Tensor, ...]:
+        def enter(
+            _module: object, inputs: tuple[Tensor, ...], *, onto: Tensor = projections[0]
+        ) -> tuple[Tensor, ...]:
             return (centre(inputs[0]) @ onto @ onto.T, *inputs[1:])
 
         block.register_forward_pre_hook(enter)

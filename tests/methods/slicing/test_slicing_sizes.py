@@ -70,7 +70,15 @@ def test_slicing_the_head_takes_the_last_block_and_the_head_too() -> None:
 
 @pytest.mark.parametrize(
     ("share", "interval", "width"),
-    [("0", 8, 24), ("0", 7, 24), ("1/24", 1, 23), ("0.25", 1, 18), ("0.25", 8, 16), ("0.26", 1, 17), ("0.9", 2, 2)],
+    [
+        ("0", 8, 24),
+        ("0", 7, 24),
+        ("1/24", 1, 23),
+        ("0.25", 1, 18),
+        ("0.25", 8, 16),
+        ("0.26", 1, 17),
+        ("0.9", 2, 2),
+    ],
 )
 def test_widths_are_rounded_down_but_the_whole_one_is_not(share: str, interval: int, width: int) -> None:
     tiny = shape_of({"model_type": "llama", **CONFIGS["llama"]})
@@ -100,7 +108,9 @@ def test_a_width_of_nothing_is_refused_with_the_figures() -> None:
 @pytest.mark.parametrize("model", ["opt-125m", "bloom-560m", "llama-2-7b", "smollm2-135m", "nano-bloom"])
 @pytest.mark.parametrize("slice_head", [False, True])
 @pytest.mark.parametrize("target", ["params-10%", "params-33%", "bytes-10%"])
-def test_a_size_is_reached_by_the_widest_that_is_small_enough(model: str, slice_head: bool, target: str) -> None:
+def test_a_size_is_reached_by_the_widest_that_is_small_enough(
+    model: str, slice_head: bool, target: str
+) -> None:
     whole, aim = shape(model), Target.parse(target)
     schedule = Schedule(slice_head=slice_head)
     found = schedule.slices(whole, aim)
@@ -195,9 +205,15 @@ def test_operations_equal_those_counted_in_transformers(variant: str) -> None:
     [
         ({"sliced_widths": None}, "has no sliced_widths"),
         ({"sliced_widths": [3]}, "allowed is an object with attention, feedforward and head"),
-        ({"sliced_widths": {"attention": [16], "feedforward": [16, 16, 16], "head": 24}}, "a list of 3 widths"),
+        (
+            {"sliced_widths": {"attention": [16], "feedforward": [16, 16, 16], "head": 24}},
+            "a list of 3 widths",
+        ),
         ({"sliced_widths": {"attention": [16, 16, 99], "feedforward": [16] * 3, "head": 24}}, "from 1 to 24"),
-        ({"sliced_widths": {"attention": [16] * 3, "feedforward": [16, "x", 1], "head": 24}}, "attention|'x'"),
+        (
+            {"sliced_widths": {"attention": [16] * 3, "feedforward": [16, "x", 1], "head": 24}},
+            "attention|'x'",
+        ),
         ({"sliced_widths": {"attention": [16] * 3, "feedforward": [16] * 3}}, "has no head"),
         ({"sliced_widths": {"attention": [16] * 3, "feedforward": [16] * 3, "head": 0}}, "from 1 to 24"),
         ({"tie_word_embeddings": True}, "allowed is false: a sliced head is no token table"),
@@ -216,7 +232,9 @@ def test_a_sliced_shape_is_that_of_its_config() -> None:
         config = _sliced_config(variant)
         whole = shape_of(_config(variant))
         slices = Schedule().slices(whole, Target.parse("slice30%"))
-        assert shape_of(config) == sliced_shape(whole, slices) == dataclasses.replace(
-            whole, family=f"sliced_{whole.family}", tied=False, slices=slices
+        assert (
+            shape_of(config)
+            == sliced_shape(whole, slices)
+            == dataclasses.replace(whole, family=f"sliced_{whole.family}", tied=False, slices=slices)
         )
         assert family_of(shape_of(config)).name == config["model_type"]
