@@ -15,8 +15,8 @@ from methods.target import DENSE, Target
 
 if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
-    from methods.interface import ModelShape, Pruner
     from methods.entries import Method
+    from methods.interface import ModelShape, Pruner
     from methods.spelling import Spelling
 
 __all__ = [

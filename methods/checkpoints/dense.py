@@ -35,7 +35,8 @@ COPIED = (
 def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 << 30) -> list[Path]:
     """Write the model of ``source`` (overlay included) to ``folder`` in shards of about ``shard_bytes``.
 
-    Every tensor keeps the dtype it is stored in. A sliced model's folder holds its modelling code too. The folder appears whole or not at all. Raises MachineError.
+    Every tensor keeps the dtype it is stored in. A sliced model's folder holds its modelling code too. The folder
+    appears whole or not at all. Raises MachineError.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     try:

@@ -27,7 +27,7 @@ def principal(gram: Tensor, where: str) -> Tensor:
         )
     damped = gram.clone()
     damped.diagonal().add_(DAMPING * gram.diagonal().mean())
-    vectors = torch.linalg.eigh(damped).eigenvectors.flip(1)
+    vectors: Tensor = torch.linalg.eigh(damped).eigenvectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0).to(vectors.dtype)
 
@@ -36,7 +36,8 @@ def random_rotation(width: int, generator: torch.Generator) -> Tensor:
     """An orthogonal matrix [width, width], float64, uniform over all (arXiv math-ph/0609050)."""
     drawn = torch.randn(width, width, generator=generator, dtype=torch.float64)
     factor, triangle = torch.linalg.qr(drawn)
-    return factor * torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(torch.float64)
+    turned: Tensor = factor * torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(torch.float64)
+    return turned
 
 
 def basis(

@@ -114,13 +114,17 @@ def test_a_size_already_reached_removes_nothing() -> None:
     [
         (
             "params-90%",
-            "params-90% allows 100 of 1,000 parameters; with all 800 prunable weights removed 200 are left "
-            "(embeddings, head, norms and biases are not pruned)",
+            (
+                "params-90% allows 100 of 1,000 parameters; with all 800 prunable weights removed 200 are left "
+                "(embeddings, head, norms and biases are not pruned)"
+            ),
         ),
         (
             "bytes-78%",
-            "bytes-78% allows 880 of 4,000 bytes; with all 800 prunable weights removed 900 are left "
-            "(embeddings, head, norms and biases are not pruned)",
+            (
+                "bytes-78% allows 880 of 4,000 bytes; with all 800 prunable weights removed 900 are left "
+                "(embeddings, head, norms and biases are not pruned)"
+            ),
         ),
         ("params-80%", "params-80% would remove every prunable weight"),
     ],

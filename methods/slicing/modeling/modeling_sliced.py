@@ -4,6 +4,9 @@ Each is the transformers model of its family with three changes: linears are as 
 ``sliced_widths`` say, norms have no parameters, and the residual passes through a shortcut matrix before each sum.
 """
 
+# transformers' modules are partly untyped, and these take the place of some of them:
+# mypy: disable-error-code="assignment, no-any-return, no-untyped-call, override"
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -85,8 +88,9 @@ class SlicedOPTLayer(OPTDecoderLayer):
         self.attn_shortcut = nn.Linear(read, middle, bias=False)
         self.mlp_shortcut = nn.Linear(middle, written, bias=False)
 
-    def forward(self, hidden_states: Tensor, *, use_cache: bool = False, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """States [batch, length, width read] to [batch, length, width written]."""
+        kwargs.pop("use_cache", None)  # the cache itself is what attention takes
         mixed, _ = self.self_attn(hidden_states=self.self_attn_layer_norm(hidden_states), **kwargs)
         hidden_states = self.attn_shortcut(hidden_states) + self._drop(mixed)
         inner = self.activation_fn(self.fc1(self.final_layer_norm(hidden_states)))

@@ -179,7 +179,6 @@ def _projected(model: Path, cut: CheckpointSource) -> Tensor:
     centre = (lambda x: x - x.mean(-1, keepdim=True)) if residual.centred else (lambda x: x)
 
     for index, block in enumerate(blocks):
-        attention, _ = residual.sublayers
         projections = bases[2 * index], bases[2 * index + 1]
 
         def enter(
