@@ -45,6 +45,48 @@ METHODS = (
             "methods.kernels",
         ),
     ),
+    Method(
+        name="wanda",
+        summary="weights times the norms of their inputs, compared within each row; nothing else moves",
+        paper="Sun et al., arXiv 2306.11695",
+        factory="methods.layerwise.wanda:Wanda",
+        parameters={
+            "reference": Parameter(
+                bool, False, "follow the published code: every row loses its share rounded down"
+            )
+        },
+        workspace=0,
+        products=0,
+    ),
+    Method(
+        name="ria",
+        summary="a weight's share of its row and column, times a power of its input's norm; nothing else moves",
+        paper="Zhang et al., Plug-and-Play, ICLR 2024",
+        factory="methods.layerwise.ria:RIA",
+        parameters={
+            "power": Parameter(float, 0.5, "exponent of the input's norm", minimum=0.0),
+            "per_row": Parameter(bool, False, "compare within rows, not over the matrix"),
+            "reference": _REFERENCE,
+        },
+        workspace=0,
+        products=0,
+    ),
+    Method(
+        name="alps",
+        summary="layer-wise least squares under the budget, by ADMM and conjugate gradients",
+        paper="Meng et al., arXiv 2406.07831",
+        factory="methods.layerwise.alps:ALPS",
+        parameters={
+            "percdamp": Parameter(
+                float, 0.01, "damping, as a share of the Hessian's mean diagonal", minimum=0.0
+            ),
+            "rho": Parameter(float, 0.1, "first penalty of ADMM", minimum=1e-6, maximum=1e6),
+            "iterations": Parameter(int, 300, "of ADMM at most", minimum=1),
+            "steps": Parameter(int, 10, "of conjugate gradients on the support found", minimum=0),
+        },
+        workspace=14,
+        products=90,
+    ),
 )
 
 ALLOCATIONS = (
@@ -100,9 +142,74 @@ ALLOCATIONS = (
         },
         sources=("methods.allocate.shares", "methods.sensitivity"),
     ),
+    AllocationEntry(
+        name="owl",
+        summary="blocks with more outlying scores |W|·|X| keep more",
+        paper="Yin et al., arXiv 2310.05175",
+        factory="methods.allocate.owl:OWL",
+        parameters={
+            "multiple": Parameter(
+                float, 5.0, "a score this many times the block's mean is an outlier", minimum=1.0
+            ),
+            "lambda": Parameter(
+                float,
+                0.08,
+                "half of the widest difference between two blocks' shares",
+                minimum=0.0,
+                maximum=0.5,
+            ),
+        },
+        sources=("methods.allocate.shares", "methods.layerwise.wanda"),
+        passes=1,
+    ),
+    AllocationEntry(
+        name="levels",
+        summary="the least sum of relative layer errors, looked up in a database of every matrix at several sparsities",
+        paper="after Frantar and Alistarh, arXiv 2201.13096",
+        factory="methods.allocate.levels:Levels",
+        parameters={
+            "rule": Parameter(
+                str,
+                "sparsegpt",
+                "whose errors, on dense inputs, the database holds",
+                choices=("magnitude", "wanda", "ria", "sparsegpt", "alps"),
+            ),
+            "steps": Parameter(int, 10, "levels are multiples of 1/steps, and 95 %", minimum=2, maximum=100),
+        },
+        sources=(
+            "methods.allocate.shares",
+            "methods.allocate.database",
+            "methods.layerwise",
+            "methods.kernels",
+        ),
+        passes=1,
+        products=20,
+    ),
 )
 
-REFINEMENTS: tuple[RefinementEntry, ...] = ()
+REFINEMENTS = (
+    RefinementEntry(
+        name="dsnot",
+        summary="swaps within each row that cancel its expected output error",
+        paper="Zhang et al., arXiv 2310.08915",
+        factory="methods.refine.dsnot:DSnoT",
+        parameters={
+            "cycles": Parameter(
+                int,
+                50,
+                "exchanges of a row at most; 50 is for 4,096 columns, narrower ones want fewer",
+                minimum=0,
+            ),
+            "threshold": Parameter(
+                float,
+                0.1,
+                "a row with no larger error, summed over a window's tokens, is left alone",
+                minimum=0.0,
+            ),
+            "power": Parameter(float, 1.0, "exponent of the variance that regrowing divides by", minimum=0.0),
+        },
+    ),
+)
 
 SHORTHANDS = (
     Shorthand(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.interface import BlockSource, Calibration, Matrix, Run
-from methods.moments import Factor, Moments, Statistic
+from methods.moments import Eigen, Factor, Moments, Statistic
 from methods.target import Target
 
 __all__ = [
@@ -69,7 +69,7 @@ class Solution:
 
     weight: Tensor
     mask: Tensor
-    factor: Factor | None = None
+    factor: Factor | Eigen | None = None
 
 
 class Rule(Protocol):
