@@ -41,7 +41,7 @@ def fisher(source: BlockSource, tokens: Tensor, run: Run) -> Tensor:
     run.observer.phase("allocate", 2 * blocks * len(passes))
     norms = []
     for number, first in enumerate(passes):
-        part = tokens[first : first + together].reshape(-1, length)
+        part = tokens[first : first + together]
         streamed = _Pass(model, part, first * windows, 2 * blocks * number, run)
         norms.append(streamed.squared_norms())
     sizes = torch.tensor([matrix.size for matrix in model.matrices] * blocks, dtype=torch.float64)
@@ -57,13 +57,18 @@ def drawn_labels(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 class _Pass:
-    """Windows [windows, length] through all blocks, their inputs kept, and the gradients back."""
+    """Probes [probes, windows, length] through all blocks, their inputs kept, and the gradients back."""
 
     def __init__(self, model: Precise, tokens: Tensor, first: int, steps: int, run: Run) -> None:
-        self.model, self.tokens, self.run = model, tokens, run
+        self.model, self.run = model, run
+        self.tokens = tokens.flatten(0, 1)
         self.first = first  # number of the first window among all probes' windows
         self.steps = steps
-        self.windows, self.length = tokens.shape
+        self.windows, self.length = self.tokens.shape
+        # batches of one probe each: how many probes go together changes no bit
+        probe = list(batches(tokens.shape[1], self.length, run.batch_tokens))
+        starts = range(0, self.windows, tokens.shape[1])
+        self.parts = [slice(start + part.start, start + part.stop) for start in starts for part in probe]
         size = ((model.shape.blocks + 1) * self.windows, self.length, model.shape.width)
         self.states = HiddenStates(size, model.dtype, model.device, run)
 
@@ -84,12 +89,11 @@ class _Pass:
 
     def _forward(self) -> None:
         model = self.model
-        parts = list(batches(self.windows, self.length, self.run.batch_tokens))
-        for part in parts:
+        for part in self.parts:
             self.states.put(self._place(0, part), model.embed(self.tokens[part]))
         for index in range(model.shape.blocks):
             block = model.block(index)
-            for part in parts:
+            for part in self.parts:
                 arguments = model.arguments(part.stop - part.start, self.length)
                 hidden = self.states.get(self._place(index, part))
                 self.states.put(

@@ -22,6 +22,7 @@ from methods.layerwise.magnitude import Magnitude
 from methods.layerwise.pruner import LayerwisePruner
 from methods.layerwise.rule import Budget, Rule
 from methods.layerwise.sparsegpt import SparseGPT
+from methods.registry import get
 from methods.sensitivity.estimate import Sensitivity
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
@@ -115,6 +116,19 @@ def test_every_estimator_serves(llama: Path, tmp_path: Path, estimator: str) -> 
     allocation = Mixed(estimator=estimator, **FEW)
     report, _, _ = prune(llama, tmp_path, SparseGPT(), allocation, "50%")
     assert len({m.removed / (m.rows * m.columns) for m in report.matrices}) > 5
+
+
+@pytest.mark.parametrize("method", ["wanda@mixed", "ria@mixed", "magnitude@mixed", "mixed+dsnot"])
+@pytest.mark.parametrize("target", ["60%", "4:8"])
+def test_goes_with_any_layerwise_method(llama: Path, tmp_path: Path, method: str, target: str) -> None:
+    pruner = get(method, {"mixed.probes": 1, "mixed.windows": 2, "mixed.alpha": 0.2})
+    source, aim = CheckpointSource(llama), Target.parse(target)
+    assert pruner.refuse(source.shape, aim) is None
+    report = pruner.prune(source, calibration(), aim, BlockFolder(tmp_path / "blocks"), Run())
+    sizes = [m.rows * m.columns for m in report.matrices]
+    removed = sum(m.removed for m in report.matrices)
+    assert abs(removed - aim.amount * sum(sizes)) <= (max(sizes) / 16 if ":" in target else len(sizes) / 2)
+    assert len({m.removed / size for m, size in zip(report.matrices, sizes, strict=True)}) > 2
 
 
 def test_every_matrix_gets_an_n_of_its_own(llama: Path, tmp_path: Path) -> None:
