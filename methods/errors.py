@@ -15,6 +15,9 @@ PruneBenchError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "CheckpointError",
     "DataUnavailable",
@@ -27,7 +30,23 @@ __all__ = [
     "UnsupportedModel",
     "UnsupportedTarget",
     "UserError",
+    "nearest",
+    "shown",
 ]
+
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: one line, printable, not longer than a line can bear."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the closest known word, or nothing where none is close."""
+    found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 class PruneBenchError(Exception):

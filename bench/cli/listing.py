@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.cli.output import bytes_text, print_json, print_table
+
+if TYPE_CHECKING:
+    from methods.registry import AllocationEntry, Method, RefinementEntry
 
 __all__ = ["command"]
 
@@ -26,27 +29,36 @@ def _models() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
 def _methods() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     from methods import registry
 
-    rows = []
-    for name in registry.names():
-        entry = registry.method(name)
-        rows.append(
-            {
-                "method": name,
-                "summary": entry.summary,
-                "calibrated": entry.calibrated,
-                "parameters": {key: value.default for key, value in entry.parameters.items()},
-                "paper": entry.paper,
-                "origin": entry.origin,
-            }
-        )
+    rows = [{"method": name, **_described(registry.method(name))} for name in registry.names()]
+    for short in registry.shorthands().values():
+        entry = registry.method(registry.spelling(short.name).rule)
+        row = {"method": short.name, **_described(entry), "parameters": dict(short.parameters)}
+        rows.append({**row, "summary": f"short for {short.spelling}: {short.summary}"})
     return rows, ("method", "summary", "calibrated", "parameters", "paper")
+
+
+def _described(entry: Method | AllocationEntry | RefinementEntry) -> dict[str, Any]:
+    return {
+        "summary": entry.summary,
+        "calibrated": entry.calibrated,
+        "parameters": {key: value.default for key, value in entry.parameters.items()},
+        "paper": entry.paper,
+        "origin": entry.origin,
+    }
 
 
 def _allocations() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     from methods import registry
 
-    rows = [{"allocation": name, "summary": summary} for name, summary in registry.allocations().items()]
-    return rows, ("allocation", "summary")
+    rows = [{"allocation": name, **_described(entry)} for name, entry in registry.allocations().items()]
+    return rows, ("allocation", "summary", "calibrated", "parameters", "paper")
+
+
+def _refinements() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from methods import registry
+
+    rows = [{"refinement": name, **_described(entry)} for name, entry in registry.refinements().items()]
+    return rows, ("refinement", "summary", "calibrated", "parameters", "paper")
 
 
 def _parameters() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -60,7 +72,7 @@ def _parameters() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
             "choices": None if value.choices is None else list(value.choices),
             "help": value.help,
         }
-        for name in registry.names()
+        for name in (*registry.names(), *registry.allocations(), *registry.refinements())
         for key, value in registry.parameters_of(name).items()
     ]
     return rows, ("parameter", "type", "default", "help")
@@ -105,6 +117,7 @@ _KINDS: dict[str, Callable[[], tuple[list[dict[str, Any]], tuple[str, ...]]]] = 
     "models": _models,
     "methods": _methods,
     "allocations": _allocations,
+    "refinements": _refinements,
     "parameters": _parameters,
     "protocols": _protocols,
     "texts": _texts,

@@ -36,7 +36,7 @@ _SETTINGS = {"allow_extra_args": True}
     "--methods",
     metavar="LIST",
     shell_complete=complete.methods,
-    help="rule[@allocation]; magnitude,sparsegpt.",
+    help="rule[@allocation][+refinement]; magnitude,sparsegpt.",
 )
 @click.option("--sparsity", metavar="LIST", help="Shares of the weights to remove, such as 0.5,0.6; 0.5.")
 @click.option("--pattern", metavar="LIST", help="unstructured and N:M (keep N of every M), such as 2:4.")
@@ -70,7 +70,12 @@ _SETTINGS = {"allow_extra_args": True}
 @click.option("--threads", metavar="N", help="CPU threads; all this process may use.")
 @click.option("--hidden-budget", metavar="SIZE", help="Hidden states kept in memory; 2GiB.")
 @click.option(
-    "--set", "assignments", metavar="METHOD.PARAMETER=VALUE", multiple=True, help="Set a parameter."
+    "--set",
+    "assignments",
+    metavar="NAME.PARAMETER=VALUE",
+    multiple=True,
+    shell_complete=complete.parameters,
+    help="Set a parameter of a method, allocation or refinement.",
 )
 @click.option("--save", is_flag=True, default=None, help="Keep the pruned models.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="The run's folder; bench-out.")

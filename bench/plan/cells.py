@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.grammar import DENSE_METHOD, Value, nearest, parse_method, shown, typed
+from bench.plan.grammar import DENSE_METHOD, Value, nearest, shown, typed
 from bench.plan.settings import Settings
 from methods.errors import CheckpointError, UserError
 from methods.target import DENSE, Target
@@ -16,6 +16,7 @@ from methods.target import DENSE, Target
 if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
     from methods.interface import ModelShape, Pruner
+    from methods.spelling import Spelling
 
 __all__ = [
     "NEW_TOKENS",
@@ -46,7 +47,8 @@ class Cell:
     method: str
     """Canonical ``rule[@allocation][+refinement]``, or ``dense``."""
     parameters: tuple[tuple[str, Value], ...]
-    """Every declared parameter of the method with its value, defaults included, sorted by name."""
+    """Every declared parameter of the method with its value, defaults included, sorted by name: the rule's by
+    plain name, those of its allocation and refinements as ``owl.lambda``."""
     target: str
     seed: int | None
     dtype: str
@@ -179,32 +181,52 @@ def _models(settings: Settings) -> list[str]:
 
 
 def _methods(settings: Settings) -> list[_Method]:
+    """Each method once, shorthands spelled out, with its parameters. Raises UserError for an unknown name."""
     from methods import registry
 
-    names = [parse_method(text, registry.names()) for text in settings.methods]
-    given: dict[str, dict[str, Any]] = {}
-    rules = {name.rule for name in names}
-    for rule, name, value in settings.assignments:
-        if rule not in rules:
-            raise UserError(
-                f"--set {rule}.{name} is for a method not run; --methods has {', '.join(sorted(rules))}"
-                f"{nearest(rule, rules)}"
-            )
-        declared = registry.parameters_of(rule)
-        given.setdefault(rule, {})[name] = typed(rule, name, value, declared)
-    chosen = []
-    for method in names:
-        if method.rule == DENSE_METHOD:
-            continue
-        entry = registry.method(method.rule)
-        defaults = {name: parameter.default for name, parameter in entry.parameters.items()}
-        parameters = {**defaults, **given.get(method.rule, {})}
-        pruner = registry.get(str(method), parameters)
-        targets = settings.targets(entry.default_target)
-        chosen.append(
-            _Method(str(registry.spelling(str(method))), targets, tuple(sorted(parameters.items())), pruner)
+    texts = {text: registry.spelling(text) for text in settings.methods if text != DENSE_METHOD}
+    named = {DENSE_METHOD} if DENSE_METHOD in settings.methods else set()
+    for parts in texts.values():
+        named.update(_owners(parts))
+    given: dict[tuple[str, str], Value] = {}
+    for owner, name, value in settings.assignments:
+        if owner not in named:
+            raise UserError(_misplaced(owner, name, named))
+        given[owner, name] = typed(owner, name, value, registry.parameters_of(owner))
+    chosen: dict[tuple[object, ...], _Method] = {}
+    for text, parts in texts.items():
+        parameters: dict[str, Value] = {}
+        for key, parameter in registry.declared(text).items():
+            owner, _, name = key.rpartition(".")
+            parameters[key] = given.get((owner or parts.rule, name), parameter.default)
+        made = tuple(sorted(parameters.items()))
+        targets = settings.targets(registry.method(parts.rule).default_target)
+        chosen.setdefault(
+            (parts, made), _Method(str(parts), targets, made, registry.get(str(parts), parameters))
         )
-    return chosen
+    return list(chosen.values())
+
+
+def _owners(parts: Spelling) -> list[str]:
+    """The names behind ``--set`` that a spelling answers to."""
+    return [part for part in (parts.rule, parts.allocation, *parts.refinements) if part]
+
+
+def _misplaced(owner: str, name: str, named: set[str]) -> str:
+    """Why ``--set owner.name`` sets nothing in this run."""
+    from methods import registry
+
+    short = registry.shorthands().get(owner)
+    if short is not None and set(_owners(registry.spelling(short.spelling))) <= named:
+        owners = _owners(registry.spelling(short.spelling))
+        right = next((part for part in owners if name in registry.parameters_of(part)), owners[0])
+        return (
+            f"--set {owner}.{name}: {owner} is short for {short.spelling}; write --set {right}.{shown(name)}"
+        )
+    return (
+        f"--set {owner}.{name} is for a method not run; --methods has {', '.join(sorted(named))}"
+        f"{nearest(owner, named)}"
+    )
 
 
 def _config(model: str) -> tuple[Mapping[str, Any], ModelShape | None, str]:

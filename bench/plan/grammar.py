@@ -1,18 +1,17 @@
-"""How methods, targets, seeds, parameters and sizes are spelled.
+"""How targets, seeds, parameters and sizes are spelled; methods.spelling reads methods.
 
 Every function takes what a user typed and raises UserError with one line: what was seen, what is allowed.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
-from methods.errors import UserError
+from methods.errors import UserError, nearest, shown
+from methods.spelling import DENSE_METHOD
 from methods.target import Target
 
 if TYPE_CHECKING:
@@ -20,11 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DENSE_METHOD",
-    "MethodName",
     "Value",
     "nearest",
     "parse_list",
-    "parse_method",
     "parse_parameter",
     "parse_pattern",
     "parse_seed",
@@ -38,29 +35,10 @@ __all__ = [
 Value = str | int | float | bool
 """What a method's parameter may be."""
 
-DENSE_METHOD = "dense"
-
-_NAME = r"[a-z][a-z0-9_-]*"
-_METHOD = re.compile(
-    rf"^(?P<rule>{_NAME})(?:@(?P<allocation>{_NAME}))?(?:\+(?P<refinement>{_NAME}(?:\+{_NAME})*))?$"
-)
 _ASSIGNMENT = re.compile(r"^(?P<rule>[^.=\s]+)\.(?P<name>[^=\s]+)=(?P<value>.*)$", re.DOTALL)
 _SIZE = re.compile(r"^(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
-_SHOWN = 60
-
-
-def shown(value: object) -> str:
-    """A value as an error quotes it: one line, printable, not longer than a line can bear."""
-    text = "".join(c if c.isprintable() else "?" for c in str(value))
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the closest known word, or nothing where none is close."""
-    found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def unique(items: Iterable[str]) -> tuple[str, ...]:
@@ -90,40 +68,6 @@ def parse_list(value: object, option: str) -> tuple[str, ...]:
         text = ",".join(words)
         raise UserError(f"{option} '{shown(text)}' has an empty entry; separate entries by single commas")
     return tuple(words)
-
-
-@dataclass(frozen=True, slots=True)
-class MethodName:
-    """A method's parts: how weights are chosen and updated, how the budget is spread, what refines it."""
-
-    rule: str
-    allocation: str = ""
-    refinement: str = ""
-
-    def __str__(self) -> str:
-        allocation = f"@{self.allocation}" if self.allocation else ""
-        refinement = f"+{self.refinement}" if self.refinement else ""
-        return f"{self.rule}{allocation}{refinement}"
-
-
-def parse_method(text: str, known: Iterable[str] | None = None) -> MethodName:
-    """Read ``rule[@allocation][+refinement]``; ``@uniform`` is the default, left out of the name.
-
-    ``known``: rules or whole spellings to check against. Raises UserError, with the nearest known rule.
-    """
-    found = _METHOD.match(text.strip().lower())
-    rules = unique([DENSE_METHOD, *(re.split(r"[@+]", name)[0] for name in known)]) if known else ()
-    if not found:
-        raise UserError(
-            f"method '{shown(text)}' is not spelled rule[@allocation][+refinement], as in sparsegpt or "
-            f"magnitude@global{nearest(text, rules)}"
-        )
-    name = MethodName(found["rule"], found["allocation"] or "", found["refinement"] or "")
-    if rules and name.rule not in rules:
-        raise UserError(f"unknown method '{name.rule}'; known: {', '.join(rules)}{nearest(name.rule, rules)}")
-    if name.rule == DENSE_METHOD and str(name) != DENSE_METHOD:
-        raise UserError(f"method '{shown(text)}': dense takes neither allocation nor refinement; write dense")
-    return MethodName(name.rule, "" if name.allocation == "uniform" else name.allocation, name.refinement)
 
 
 def parse_sparsity(text: str) -> Target:

@@ -14,7 +14,6 @@ from bench.plan.grammar import (
     Value,
     nearest,
     parse_list,
-    parse_method,
     parse_parameter,
     parse_pattern,
     parse_seed,
@@ -24,6 +23,7 @@ from bench.plan.grammar import (
     unique,
 )
 from methods.errors import UserError
+from methods.spelling import parse
 from methods.target import Target
 
 __all__ = ["TASKS", "Assignment", "Settings", "gather", "option_name", "option_names"]
@@ -47,7 +47,7 @@ def _words(option: str) -> BeforeValidator:
 
 
 def _methods(value: object) -> tuple[str, ...]:
-    return unique(str(parse_method(word)) for word in parse_list(value, "--methods"))
+    return unique(str(parse(word)) for word in parse_list(value, "--methods"))
 
 
 def _sparsity(value: object) -> tuple[str, ...]:

@@ -41,10 +41,7 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def prune_sources(method: str) -> str:
     """Digest of all code a method's pruned weights depend on, native library and torch included."""
-    parsed = registry.spelling(method)
-    entry = registry.method(parsed.rule)
-    allocation = registry.allocation_module(parsed.allocation)
-    return _digest((*_SHARED, entry.factory.partition(":")[0], allocation, *entry.sources))
+    return _digest((*_SHARED, *registry.source_modules(method)))
 
 
 def evaluation_sources(evaluation: str) -> str:

@@ -29,6 +29,7 @@ class Global:
 
     name: str = "global"
     needs_calibration: bool = False
+    patterns: bool = False
 
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run

@@ -19,6 +19,7 @@ class Uniform:
 
     name: str = "uniform"
     needs_calibration: bool = False
+    patterns: bool = True
 
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run

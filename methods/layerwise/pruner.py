@@ -1,16 +1,20 @@
-"""Makes a pruner out of a layer rule and an allocation."""
+"""Makes a pruner out of a layer rule, an update, an allocation and refinements."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 
+import torch
 from torch import Tensor
 
 from methods.allocate.uniform import Uniform
 from methods.errors import UserError
 from methods.families import family_of
 from methods.interface import BlockSink, BlockSource, Calibration, Matrix, ModelShape, PruneReport, Run
-from methods.layerwise.rule import Allocation, Moments, Problem, Rule, Solution
+from methods.layerwise.rule import Allocation, Moments, Problem, Refinement, Rule, Solution, Statistic, Update
 from methods.stream.stopwatch import Stopwatch
 from methods.stream.walk import SCHEDULES, walk
 from methods.target import Target
@@ -20,15 +24,26 @@ __all__ = ["LayerwisePruner", "layerwise"]
 
 @dataclass(frozen=True, slots=True)
 class LayerwisePruner:
-    """Prunes every linear of every block by ``rule``, with budgets from ``allocation``."""
+    """Prunes every linear of every block by ``rule``, with budgets from ``allocation``.
+
+    With refinements, or an ``update`` of its own, the rule only chooses: its mask goes through the
+    refinements in turn, and the update makes the kept weights from the dense ones.
+    """
 
     rule: Rule
     allocation: Allocation
+    update: Update | None = None
+    refinements: tuple[Refinement, ...] = ()
+
+    @property
+    def needs(self) -> Statistic:
+        """What is gathered of every layer's inputs."""
+        return reduce(or_, (refinement.needs for refinement in self.refinements), self.rule.needs)
 
     @property
     def needs_calibration(self) -> bool:
         """Whether results depend on calibration text (held-out errors do not count)."""
-        return self.rule.needs_moments or self.allocation.needs_calibration
+        return bool(self.needs) or self.allocation.needs_calibration
 
     def refuse(self, shape: ModelShape, target: Target) -> str | None:
         """The reason this target cannot be reached on this model, or None."""
@@ -37,7 +52,7 @@ class LayerwisePruner:
         if target.bits:
             return f"{self.rule.name} does not quantise; ask for {str(target).split('+')[0]} without +{target.bits}bit"
         if target.kind == "nm":
-            if self.allocation.name != "uniform":
+            if not self.allocation.patterns:
                 return f"{target} fixes the share of every matrix, which leaves nothing to @{self.allocation.name}"
             for matrix in family_of(shape).matrices(shape):
                 if matrix.columns % target.group:
@@ -45,7 +60,8 @@ class LayerwisePruner:
                         f"{target} needs widths divisible by {target.group}; "
                         f"{matrix.name} has {matrix.columns} input columns"
                     )
-        return None
+        refuse = getattr(self.allocation, "refuse", None)
+        return refuse(shape, target) if refuse is not None else None
 
     def prune(
         self, source: BlockSource, calibration: Calibration | None, target: Target, sink: BlockSink, run: Run
@@ -61,14 +77,57 @@ class LayerwisePruner:
 
         def solve(index: int, matrix: Matrix, weight: Tensor, moments: Moments | None) -> Solution:
             budget = budgets[index, matrix.name]
-            return self.rule.solve(
+            return self.solve(
                 Problem(index, matrix, weight, budget, moments, run.generator(index, matrix.name))
             )
 
-        report = walk(source, calibration, solve, sink, run, needs_moments=self.rule.needs_moments)
+        report = walk(source, calibration, solve, sink, run, needs=self.needs)
         return replace(report, seconds={**report.seconds, **clock.seconds})
 
+    def solve(self, problem: Problem) -> Solution:
+        """One matrix: choose, refine, update. Raises NonFiniteError, HessianError, UserError."""
+        if self.update is None:
+            return self.rule.solve(problem)
+        chosen = replace(problem, weight=problem.weight.clone())  # the rule may overwrite what it is given
+        mask = self.rule.solve(chosen).mask
+        del chosen
+        for refinement in self.refinements:
+            refined = refinement(problem, mask)
+            _check_counts(refinement.name, problem, mask, refined)
+            mask = refined
+        return self.update(problem, mask)
 
-def layerwise(rule: Rule, allocation: Allocation | None = None) -> LayerwisePruner:
-    """A pruner from a layer rule; budgets are uniform unless an allocation is given."""
-    return LayerwisePruner(rule, allocation or Uniform())
+
+def _check_counts(name: str, problem: Problem, before: Tensor, after: Tensor) -> None:
+    """A refinement exchanges; it may not change how much goes, nor the counts of an N:M budget's groups."""
+    group = problem.budget.group
+    same = int(before.sum()) == int(after.sum())
+    if same and group:
+        same = torch.equal(before.reshape(-1, group).sum(dim=1), after.reshape(-1, group).sum(dim=1))
+    if not same:
+        raise UserError(
+            f"refinement '{name}' changed how many weights of block {problem.block} {problem.matrix.name} go, "
+            f"from {int(before.sum())} to {int(after.sum())}; a refinement may only exchange them"
+        )
+
+
+def layerwise(
+    rule: Rule,
+    update: Update | None = None,
+    allocate: Allocation | None = None,
+    refine: Sequence[Refinement] = (),
+) -> LayerwisePruner:
+    """A pruner from a layer rule; budgets are uniform unless an allocation is given.
+
+    ``update`` replaces the rule's own, as in Wanda's choice with SparseGPT's update:
+    ``layerwise(Wanda(), SparseGPT().update)``. Raises UserError where refinements follow a rule that has no
+    update for a fixed mask.
+    """
+    if refine and update is None:
+        update = getattr(rule, "update", None)
+        if update is None:
+            raise UserError(
+                f"method '{rule.name}' has no update for a fixed mask, so '+{refine[0].name}' cannot follow it; "
+                "leave it out, or give the rule update(problem, mask) (methods.layerwise.rule.keep moves nothing)"
+            )
+    return LayerwisePruner(rule, allocate or Uniform(), update, tuple(refine))

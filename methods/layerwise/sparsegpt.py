@@ -9,7 +9,7 @@ from torch import Tensor
 
 from methods.errors import NonFiniteError
 from methods.kernels.operators import Grid, obs_sweep
-from methods.layerwise.rule import Budget, Problem, Solution
+from methods.layerwise.rule import Budget, Problem, Solution, Statistic
 from methods.layerwise.select import block_share, smallest
 from methods.moments import Factor
 
@@ -40,18 +40,20 @@ def sparsegpt(
     *,
     blocksize: int = 128,
     grid: Grid | None = None,
+    mask: Tensor | None = None,
     reference: bool = False,
 ) -> tuple[Tensor, Tensor, float]:
     """Prune weight [rows, columns] float32 in place; returns it, the mask of what was removed, and the loss.
 
     Blocks of ``blocksize`` columns, left to right. Unstructured: at each block the smallest w²/U_jj² over all
     rows, with weights as already compensated; the block's share of the budget is exact. N:M: chosen inside
-    the sweep, per row. The loss is Σ (w - q)² / 2U_jj², half the rise of the damped quadratic form.
+    the sweep, per row. A ``mask`` says itself what goes, whatever the budget. The loss is Σ (w - q)² / 2U_jj²,
+    half the rise of the damped quadratic form.
     ``reference`` keeps the published code's choices: dead inputs' weights zeroed beforehand, everything at or
     below the threshold removed.
     """
     rows, columns = weight.shape
-    if budget.group:
+    if budget.group and mask is None:
         blocksize = -(-blocksize // budget.group) * budget.group
     if reference:
         weight[:, factor.dead] = 0
@@ -60,11 +62,13 @@ def sparsegpt(
     for start in range(0, columns, blocksize):
         stop = min(start + blocksize, columns)
         current, upper = weight[:, start:stop], factor.upper[start:stop, start:stop]
-        if budget.group:
+        if mask is not None:
+            sweep = obs_sweep(current, upper, mask=mask[:, start:stop], grid=grid)
+        elif budget.group:
             sweep = obs_sweep(current, upper, keep=budget.keep, group=budget.group, grid=grid)
         else:
-            mask = _block_mask(current, upper, budget, (rows, columns, start, stop), reference)
-            sweep = obs_sweep(current, upper, mask=mask, grid=grid)
+            chosen = _block_mask(current, upper, budget, (rows, columns, start, stop), reference)
+            sweep = obs_sweep(current, upper, mask=chosen, grid=grid)
         weight[:, start:stop] = sweep.values
         removed[:, start:stop] = sweep.mask
         loss += sweep.loss.sum(dtype=torch.float64)
@@ -94,19 +98,31 @@ class SparseGPT:
     blocksize: int = 128
     reference: bool = False
     name: str = "sparsegpt"
-    needs_moments: bool = True
+    needs: Statistic = Statistic.GRAM
 
     def solve(self, problem: Problem) -> Solution:
         """Prune with the stage's shared factor. Raises HessianError, NonFiniteError."""
+        return self._sweep(problem, None)
+
+    def update(self, problem: Problem, mask: Tensor) -> Solution:
+        """Sweep the dense weight with this mask. Raises HessianError, NonFiniteError."""
+        return self._sweep(problem, mask)
+
+    def _sweep(self, problem: Problem, mask: Tensor | None) -> Solution:
         if problem.moments is None:
             raise ValueError("sparsegpt needs moments of the layer's inputs")
         factor = problem.moments.factor(self.percdamp, reference=self.reference)
-        weight, mask, _ = sparsegpt(
-            problem.weight, factor, problem.budget, blocksize=self.blocksize, reference=self.reference
+        weight, removed, _ = sparsegpt(
+            problem.weight,
+            factor,
+            problem.budget,
+            blocksize=self.blocksize,
+            mask=mask,
+            reference=self.reference,
         )
         if not bool(torch.isfinite(weight).all()):
             raise NonFiniteError(
                 f"{problem.moments.where}: {problem.matrix.name} became NaN or infinite while pruning; "
                 f"raise the damping (--set sparsegpt.percdamp={self.percdamp * 10:g})"
             )
-        return Solution(weight, mask, factor)
+        return Solution(weight, removed, factor)

@@ -20,8 +20,8 @@ from methods.interface import (
     PruneReport,
     Run,
 )
-from methods.layerwise.rule import Moments, Solution
-from methods.moments import Gram
+from methods.layerwise.rule import Solution
+from methods.moments import Moments, Statistic
 from methods.stream.resume import ResumePoint
 from methods.stream.stopwatch import Stopwatch
 from methods.stream.windows import Part, WindowStates
@@ -45,13 +45,13 @@ class _Stage:
 
 class _Walk:
     def __init__(
-        self, source: BlockSource, calibration: Calibration, solver: Solver, run: Run, *, needs_moments: bool
+        self, source: BlockSource, calibration: Calibration, solver: Solver, run: Run, *, needs: Statistic
     ) -> None:
         self.source = source
         self.solver = solver
         self.run = run
-        self.needs_moments = needs_moments
-        drawn = calibration.tokens if needs_moments else calibration.tokens[:0]
+        self.needs = needs
+        drawn = calibration.tokens if needs else calibration.tokens[:0]
         self.tokens = torch.cat([drawn, calibration.heldout]) if len(drawn) else calibration.heldout
         self.states = WindowStates(source, self.tokens, len(drawn), run)
         self.matrices = {matrix.name: matrix for matrix in source.family.matrices(source.shape)}
@@ -96,7 +96,7 @@ class _Walk:
 
     def _blockwise(self, index: int, block: Block, raw: Block) -> None:
         stages = list(self._stages(index))
-        for part in self.states.parts if self.needs_moments else ():
+        for part in self.states.parts if self.needs else ():
             if part.counted:
                 for stage, inputs in zip(stages, self.states.dense_inputs(block, part), strict=True):
                     self._gather(stage, inputs, counted=True)
@@ -123,15 +123,16 @@ class _Walk:
         for number, stage in enumerate(self.states.stages):
             matrices = tuple(self.matrices[name] for name in stage.linears)
             moments = None
-            if self.needs_moments:
-                gram = Gram(matrices[0].columns, self.run.hessian_dtype, self.source.device)
-                moments = Moments(gram, f"block {index} {'+'.join(stage.linears)}")
+            if self.needs:
+                where = f"block {index} {'+'.join(stage.linears)}"
+                size = matrices[0].columns
+                moments = Moments(self.needs, size, self.run.hessian_dtype, self.source.device, where)
             yield _Stage(number, matrices, moments)
 
     def _gather(self, stage: _Stage, inputs: Tensor, counted: bool) -> None:
         if counted and stage.moments is not None:
             with self.clock("moments"):
-                stage.moments.gram.add(inputs)
+                stage.moments.add(inputs)
 
     def _solve(self, index: int, matrix: Matrix, raw: Block, moments: Moments | None) -> Tensor:
         stored = raw[f"{matrix.name}.weight"]
@@ -150,7 +151,7 @@ class _Walk:
         self.finished[f"{matrix.name}.weight"] = weight
         weight = weight.to(self.source.dtype)
         error = None
-        if moments is not None:
+        if moments is not None and Statistic.GRAM in self.needs:
             with self.clock("error"):
                 original = stored.to(device=self.source.device, dtype=torch.float32)
                 whole = moments.gram.energy(original)
@@ -166,7 +167,7 @@ class _Walk:
                 calibration_error=error,
                 heldout_error=None,
                 damping=factor.damping if factor else None,
-                dead_columns=int(factor.dead.sum()) if factor else 0,
+                dead_columns=moments.dead if moments is not None else 0,
                 escalations=factor.escalations if factor else 0,
                 seconds=seconds,
             )
@@ -237,16 +238,17 @@ def walk(
     sink: BlockSink,
     run: Run,
     *,
-    needs_moments: bool,
+    needs: Statistic,
 ) -> PruneReport:
     """Prune every block of ``source`` into ``sink``; goes on from ``run.work`` where a killed walk left off.
 
     ``sequential`` prunes in data-flow order with one forward pass: each matrix sees inputs made by pruned
     weights before it. ``blockwise`` is the published SparseGPT code's schedule: all Hessians of a block from
-    its dense weights, then a second forward. Raises NonFiniteError, HessianError, CheckpointError,
+    its dense weights, then a second forward. ``needs``: what is gathered of the inputs; the calibration error
+    is known only where that holds the Gram matrix. Raises NonFiniteError, HessianError, CheckpointError,
     MachineError.
     """
-    pruning = _Walk(source, calibration, solver, run, needs_moments=needs_moments)
+    pruning = _Walk(source, calibration, solver, run, needs=needs)
     point = ResumePoint(run.work, run.identity) if run.work is not None else None
     progress = point.load() if point else None
     blocks = source.shape.blocks

@@ -81,15 +81,20 @@ class WindowStates:
         """Run what is left of the block for a batch: its states become the block's outputs."""
         self._carry(block, part, len(self.stages))
 
-    def dense_inputs(self, block: Block, part: Part) -> Iterator[Tensor]:
-        """Inputs of every stage in turn, with the block as given and nothing kept (schedule ``blockwise``)."""
+    def dense_inputs(self, block: Block, part: Part, *, leave: bool = False) -> Iterator[Tensor]:
+        """Inputs of every stage in turn, with the block as given and nothing kept (schedule ``blockwise``).
+
+        ``leave``: once all are drawn, the batch's states become the block's outputs, by the same one pass.
+        """
         carry: Carry = (self.hidden.get(part.windows),)
         arguments = self.arguments(part)
         for number, stage in enumerate(self.stages):
             inputs = stage.inputs(block, carry, arguments)
             yield inputs
-            if number + 1 < len(self.stages):
+            if leave or number + 1 < len(self.stages):
                 carry = stage.advance(block, carry, inputs, arguments)
+        if leave:
+            self.hidden.put(part.windows, carry[0])
 
     def close(self) -> None:
         """Forget all states."""

@@ -45,7 +45,7 @@ def test_the_example_is_a_method_in_thirty_lines(install: Path, tmp_path: Path) 
     code = _example()
     assert len(code.splitlines()) <= 30
     _lay(install, code, "scaled = my_pruning:METHOD")
-    assert registry.names() == ("magnitude", "sparsegpt", "scaled")
+    assert registry.names()[-1] == "scaled"
     assert registry.method("scaled").origin == "my-pruning"
     _, source = tiny("llama")
     tokens = torch.randint(0, 101, (6, 16), generator=torch.Generator().manual_seed(0))
@@ -58,7 +58,7 @@ def test_the_example_is_a_method_in_thirty_lines(install: Path, tmp_path: Path) 
         assert sum(m.removed for m in report.matrices) * 2 == sum(m.rows * m.columns for m in report.matrices)
         errors[method] = sum(m.heldout_error or 0 for m in report.matrices)
     assert errors["scaled"] < errors["magnitude"]
-    with pytest.raises(UserError, match="parameter of scaled 'powr' is unknown; did you mean power"):
+    with pytest.raises(UserError, match="parameter of scaled 'powr' is unknown; did you mean 'power'"):
         registry.get("scaled", {"powr": 2.0})
 
 

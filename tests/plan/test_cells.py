@@ -107,6 +107,50 @@ def test_parameters_are_complete_typed_and_sorted() -> None:
     )
 
 
+@pytest.mark.usefixtures("fake_methods")
+def test_parameters_of_allocations_and_refinements_carry_their_name() -> None:
+    sets = ("skewed.lean=0.25", "rotate.by=4", "rotate.lambda=1", "sparsegpt.blocksize=16")
+    cell = plan(methods="sparsegpt@skewed+rotate", assignments=sets).cells[-1]
+    assert cell.method == "sparsegpt@skewed+rotate"
+    assert cell.parameters == (
+        ("blocksize", 16),
+        ("percdamp", 0.01),
+        ("reference", False),
+        ("rotate.by", 4),
+        ("rotate.lambda", 1.0),
+        ("skewed.lean", 0.25),
+    )
+    both = plan(methods="magnitude@skewed,sparsegpt@skewed", assignments=("skewed.lean=0.25",)).cells[1:]
+    assert [dict(cell.parameters)["skewed.lean"] for cell in both] == [0.25, 0.25]
+
+
+@pytest.mark.usefixtures("fake_methods")
+def test_shorthands_are_cells_of_what_they_stand_for() -> None:
+    short = plan(methods="skewed").cells[-1]
+    assert short.method == "sparsegpt@skewed"
+    assert dict(short.parameters)["blocksize"] == 32 and dict(short.parameters)["skewed.lean"] == 0.5
+    long = plan(methods="sparsegpt@skewed", assignments=("sparsegpt.blocksize=32", "skewed.lean=0.5")).cells[
+        -1
+    ]
+    assert long == short
+    assert (
+        dict(plan(methods="skewed", assignments=("skewed.lean=2",)).cells[-1].parameters)["skewed.lean"] == 2
+    )
+    assert len(plan(methods="skewed,sparsegpt@skewed").cells) == 3, "other parameters are other cells"
+    assert len(plan(methods="magnitude,magnitude@uniform").cells) == 2, "one method spelled twice is one"
+    assert plan(methods="turned").cells[-1].seed == 0, "a refinement that reads inputs makes a seed count"
+    with pytest.raises(UserError, match=r"turned is short for magnitude\+rotate; write --set rotate\.by"):
+        plan(methods="turned", assignments=("turned.by=1",))
+    with pytest.raises(
+        UserError, match=r"--set skewed\.lean is for a method not run; --methods has magnitude"
+    ):
+        plan(methods="magnitude", assignments=("skewed.lean=1",))
+    with pytest.raises(
+        UserError, match=r"rotate has no parameter 'bye'; it has: by, lambda; did you mean 'by'"
+    ):
+        plan(methods="turned", assignments=("rotate.bye=1",))
+
+
 def test_protocols_by_default() -> None:
     found = expand(gather({"models": "nano-opt,opt-125m", "device": "cpu"}))
     ids = {cell.model: cell.evaluation.id for cell in found.cells}

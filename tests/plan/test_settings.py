@@ -107,7 +107,7 @@ def test_set_on_a_flag_wins_name_by_name(tmp_path: Path) -> None:
 
 def test_lists_lose_repeats_and_keep_their_order() -> None:
     settings = gather(
-        {"methods": "sparsegpt,magnitude,sparsegpt@uniform", "sparsity": "0.6,60%,0.5", "seeds": "2,0,2"}
+        {"methods": "sparsegpt,magnitude,SparseGPT", "sparsity": "0.6,60%,0.5", "seeds": "2,0,2"}
     )
     assert settings.methods == ("sparsegpt", "magnitude")
     assert settings.sparsity == ("60%", "50%")

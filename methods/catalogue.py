@@ -1,0 +1,130 @@
+"""Our own entries of the registry. Free of torch."""
+
+from __future__ import annotations
+
+from methods.entries import AllocationEntry, Method, Parameter, RefinementEntry, Shorthand
+
+__all__ = ["ALLOCATIONS", "METHODS", "REFINEMENTS", "SHORTHANDS"]
+
+_REFERENCE = Parameter(
+    bool, False, "follow the published code to the letter (one weight more per block, ties)"
+)
+
+METHODS = (
+    Method(
+        name="magnitude",
+        summary="the smallest weights of each matrix go; nothing else moves",
+        paper="Han et al., arXiv 1506.02626",
+        factory="methods.layerwise.magnitude:Magnitude",
+        calibrated=False,
+        parameters={"reference": _REFERENCE},
+        sources=("methods.layerwise.magnitude",),
+    ),
+    Method(
+        name="sparsegpt",
+        summary="column sweep with optimal-brain-surgeon updates",
+        paper="Frantar and Alistarh, arXiv 2301.00774",
+        factory="methods.layerwise.sparsegpt:SparseGPT",
+        parameters={
+            "percdamp": Parameter(
+                float, 0.01, "damping, as a share of the Hessian's mean diagonal", minimum=0.0
+            ),
+            "blocksize": Parameter(int, 128, "columns per block", minimum=1),
+            "reference": _REFERENCE,
+        },
+        sources=("methods.layerwise.sparsegpt", "methods.moments.factor", "methods.kernels"),
+    ),
+    Method(
+        name="wanda",
+        summary="weights times the norms of their inputs, compared within each row; nothing else moves",
+        paper="Sun et al., arXiv 2306.11695",
+        factory="methods.layerwise.wanda:Wanda",
+        parameters={
+            "reference": Parameter(
+                bool, False, "follow the published code: every row loses its share rounded down"
+            )
+        },
+    ),
+    Method(
+        name="ria",
+        summary="a weight's share of its row and column, times a power of its input's norm; nothing else moves",
+        paper="Zhang et al., Plug-and-Play, ICLR 2024",
+        factory="methods.layerwise.ria:RIA",
+        parameters={
+            "power": Parameter(float, 0.5, "exponent of the input's norm", minimum=0.0),
+            "per_row": Parameter(bool, False, "compare within rows, not over the matrix"),
+            "reference": _REFERENCE,
+        },
+    ),
+    Method(
+        name="alps",
+        summary="layer-wise least squares under the budget, by ADMM and conjugate gradients",
+        paper="Meng et al., arXiv 2406.07831",
+        factory="methods.layerwise.alps:ALPS",
+        parameters={
+            "percdamp": Parameter(
+                float, 0.01, "damping, as a share of the Hessian's mean diagonal", minimum=0.0
+            ),
+            "rho": Parameter(float, 0.1, "first penalty of ADMM", minimum=1e-6, maximum=1e6),
+            "iterations": Parameter(int, 300, "of ADMM at most", minimum=1),
+            "steps": Parameter(int, 10, "of conjugate gradients on the support found", minimum=0),
+        },
+    ),
+)
+
+ALLOCATIONS = (
+    AllocationEntry(
+        name="uniform",
+        summary="the same share of every matrix",
+        paper="",
+        factory="methods.allocate.uniform:Uniform",
+        calibrated=False,
+    ),
+    AllocationEntry(
+        name="global",
+        summary="one magnitude threshold over the whole model",
+        paper="Han et al., arXiv 1506.02626",
+        factory="methods.allocate.global_:Global",
+        calibrated=False,
+    ),
+    AllocationEntry(
+        name="owl",
+        summary="blocks with more outlying scores |W|·|X| keep more",
+        paper="Yin et al., arXiv 2310.05175",
+        factory="methods.allocate.owl:OWL",
+        parameters={
+            "multiple": Parameter(
+                float, 5.0, "a score this many times the block's mean is an outlier", minimum=1.0
+            ),
+            "lambda": Parameter(
+                float,
+                0.08,
+                "half of the widest difference between two blocks' shares",
+                minimum=0.0,
+                maximum=0.5,
+            ),
+        },
+        sources=("methods.allocate.shares", "methods.layerwise.wanda"),
+    ),
+)
+
+REFINEMENTS = (
+    RefinementEntry(
+        name="dsnot",
+        summary="swaps within each row that cancel its expected output error",
+        paper="Zhang et al., arXiv 2310.08915",
+        factory="methods.refine.dsnot:DSnoT",
+        parameters={
+            "cycles": Parameter(int, 50, "exchanges of a row at most", minimum=0),
+            "threshold": Parameter(
+                float,
+                0.1,
+                "a row with no larger error, summed over a window's tokens, is left alone",
+                minimum=0.0,
+            ),
+            "power": Parameter(float, 1.0, "exponent of the variance that regrowing divides by", minimum=0.0),
+        },
+    ),
+)
+
+SHORTHANDS: tuple[Shorthand, ...] = ()

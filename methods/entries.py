@@ -1,0 +1,87 @@
+"""What the registry holds: methods, allocations, refinements, shorthands and their parameters. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["AllocationEntry", "Method", "Parameter", "RefinementEntry", "Shorthand"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One ``--set name.parameter=value``: its type, default, help, and bounds or choices.
+
+    The factory takes it by its name, with an underscore behind where that is a word of Python (``lambda_``).
+    """
+
+    type: type
+    default: Any
+    help: str
+    choices: tuple[Any, ...] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A rule: how weights are chosen, and what becomes of those that stay.
+
+    ``factory`` is ``module:attribute``, called with the parameters by name: a ``Rule`` for layer-wise
+    methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
+    text. ``sources``: modules beside the shared ones whose change changes results.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    factory: str
+    layerwise: bool = True
+    calibrated: bool = True
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    origin: str = "prune-bench"
+    default_target: str = "50%"
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationEntry:
+    """How a budget is spread over the matrices, spelled behind ``@``; ``factory`` makes an ``Allocation``."""
+
+    name: str
+    summary: str
+    paper: str
+    factory: str
+    calibrated: bool = True
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    origin: str = "prune-bench"
+
+
+@dataclass(frozen=True, slots=True)
+class RefinementEntry:
+    """What betters a mask before the update, spelled behind ``+``; ``factory`` makes a ``Refinement``."""
+
+    name: str
+    summary: str
+    paper: str
+    factory: str
+    calibrated: bool = True
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    origin: str = "prune-bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Shorthand:
+    """A name for a whole spelling: ``mixed`` for ``sparsegpt@mixed`` with another saliency.
+
+    ``parameters`` replace defaults, named as in a cell: plain for the rule's, ``owl.lambda`` for others'.
+    Unlike all other names it may be that of an allocation or refinement too.
+    """
+
+    name: str
+    summary: str
+    spelling: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
