@@ -30,9 +30,28 @@ METHODS = (
                 float, 0.01, "damping, as a share of the Hessian's mean diagonal", minimum=0.0
             ),
             "blocksize": Parameter(int, 128, "columns per block", minimum=1),
+            "grid": Parameter(
+                str,
+                "minmax",
+                "how grids are made (--bits): spanning the weights, or shrunk to the least squared error",
+                choices=("minmax", "mse"),
+                grids=True,
+            ),
+            "groupsize": Parameter(
+                int,
+                0,
+                "columns of a row that share a grid (--bits); 0 is the whole row",
+                minimum=0,
+                grids=True,
+            ),
             "reference": _REFERENCE,
         },
-        sources=("methods.layerwise.sparsegpt", "methods.moments.factor", "methods.kernels"),
+        sources=(
+            "methods.layerwise.sparsegpt",
+            "methods.moments.factor",
+            "methods.quantise",
+            "methods.kernels",
+        ),
     ),
     Method(
         name="wanda",

@@ -14,6 +14,7 @@ class Parameter:
     """One ``--set name.parameter=value``: its type, default, help, and bounds or choices.
 
     The factory takes it by its name, with an underscore behind where that is a word of Python (``lambda_``).
+    ``grids``: it says how grids are made, and changes nothing where a target has no bits.
     """
 
     type: type
@@ -22,6 +23,7 @@ class Parameter:
     choices: tuple[Any, ...] | None = None
     minimum: float | None = None
     maximum: float | None = None
+    grids: bool = False
 
 
 @dataclass(frozen=True, slots=True)

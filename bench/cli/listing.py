@@ -17,6 +17,11 @@ __all__ = ["command"]
 _TARGETS = (
     ("50%", "--sparsity 0.5", "this share of every matrix's weights, anywhere"),
     ("2:4", "--pattern 2:4", "of every 4 consecutive weights of a row 2 are kept; any N:M"),
+    (
+        "50%+4bit",
+        "--sparsity 0.5 --bits 4",
+        "what stays lies on a grid of 4 bits too; 0%+4bit quantises alone",
+    ),
 )
 
 

@@ -40,6 +40,10 @@ _SETTINGS = {"allow_extra_args": True}
 )
 @click.option("--sparsity", metavar="LIST", help="Shares of the weights to remove, such as 0.5,0.6; 0.5.")
 @click.option("--pattern", metavar="LIST", help="unstructured and N:M (keep N of every M), such as 2:4.")
+@click.option("--bits", metavar="LIST", help="Quantise too, each target on grids of 2, 3, 4 or 8 bits; none.")
+@click.option(
+    "--layers", metavar="CLAUSES", help="Matrices to work on, such as blocks=0-3,only=mlp,except=down; all."
+)
 @click.option("--seeds", metavar="LIST", help="Seeds of the calibration draw; 0.")
 @click.option("--calibration", metavar="TEXT", shell_complete=complete.texts, help="Calibration text.")
 @click.option("--samples", metavar="N", help="Calibration windows.")

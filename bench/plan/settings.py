@@ -13,6 +13,7 @@ from bench.plan.config_file import read_config
 from bench.plan.grammar import (
     Value,
     nearest,
+    parse_bits,
     parse_list,
     parse_parameter,
     parse_pattern,
@@ -23,6 +24,7 @@ from bench.plan.grammar import (
     unique,
 )
 from methods.errors import UserError
+from methods.selection import Selection
 from methods.spelling import parse
 from methods.target import Target
 
@@ -56,6 +58,17 @@ def _sparsity(value: object) -> tuple[str, ...]:
 
 def _pattern(value: object) -> tuple[str, ...]:
     return unique(str(parse_pattern(word) or "unstructured") for word in parse_list(value, "--pattern"))
+
+
+def _bits(value: object) -> tuple[str, ...]:
+    return unique(str(parse_bits(word) or "none") for word in parse_list(value, "--bits"))
+
+
+def _layers(value: object) -> str:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"--layers is '{shown(value)}'; write clauses such as blocks=0-3,only=mlp")
+    return str(Selection.parse(",".join(words)))
 
 
 def _seeds(value: object) -> tuple[int, ...]:
@@ -175,6 +188,10 @@ class Settings(BaseModel):
     """Unstructured targets, as ``50%``."""
     pattern: Annotated[tuple[str, ...], BeforeValidator(_pattern)] = ()
     """``unstructured`` and N:M patterns."""
+    bits: Annotated[tuple[str, ...], BeforeValidator(_bits)] = ()
+    """Widths of the grid that goes with every target; ``none`` is the target alone."""
+    layers: Annotated[str, BeforeValidator(_layers)] = ""
+    """Canonical spelling of the matrices to work on; all where empty."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0,)
     calibration: Annotated[str | None, _name("calibration")] = None
     samples: Annotated[int | None, _whole("samples", 1, 1_000_000)] = None
@@ -209,7 +226,7 @@ class Settings(BaseModel):
     def targets(self, default: str = "50%") -> tuple[Target, ...]:
         """What to aim at, in the order asked for; ``default`` where neither share nor pattern is given.
 
-        Raises UserError where shares are given but only N:M patterns to apply them to.
+        Every target is joined with every width of ``bits``. Raises UserError where shares are given but only N:M patterns to apply them to.
         """
         if self.sparsity and self.pattern and "unstructured" not in self.pattern:
             raise UserError(
@@ -217,12 +234,17 @@ class Settings(BaseModel):
                 f"leave --sparsity out, or write --pattern unstructured,{','.join(self.pattern)}"
             )
         if not self.sparsity and not self.pattern:
-            return (Target.parse(default),)
+            return self._joined([default])
         shares = self.sparsity or ("50%",)
         spelled: list[str] = []
         for pattern in self.pattern or ("unstructured",):
             spelled += shares if pattern == "unstructured" else (pattern,)
-        return tuple(Target.parse(word) for word in unique(spelled))
+        return self._joined(spelled)
+
+    def _joined(self, spelled: list[str]) -> tuple[Target, ...]:
+        """Targets with the grids that go with them, each once."""
+        ends = ["" if bits == "none" else f"+{bits}bit" for bits in self.bits or ("none",)]
+        return tuple(Target.parse(word) for word in unique(word + end for word in spelled for end in ends))
 
 
 def option_names() -> tuple[str, ...]:

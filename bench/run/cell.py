@@ -191,6 +191,7 @@ class CellRunner:
                 **dict(cell.parameters),
                 "schedule": cell.schedule,
                 "hessian_dtype": cell.hessian_dtype,
+                **({"layers": cell.layers} if cell.layers else {}),
             }
             if not cell.dense
             else {},

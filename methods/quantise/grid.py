@@ -7,7 +7,6 @@ section 3.5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from methods.kernels.operators import Grid
 
-__all__ = ["SEARCHES", "MatrixGrid", "dequantise", "grid_of_range", "make_grid", "quantise", "requantise"]
+__all__ = ["SEARCHES", "GridMaker", "MatrixGrid", "dequantise", "grid_of_range", "quantise", "requantise"]
 
 SEARCHES = ("minmax", "mse")
 
@@ -54,31 +53,37 @@ class MatrixGrid:
         return scale[:, :columns], zero[:, :columns]
 
 
-def make_grid(
-    weight: Tensor,
-    bits: int,
-    *,
-    groupsize: int = 0,
-    search: str = "minmax",
-    dtype: torch.dtype = torch.float32,
-) -> MatrixGrid:
-    """Grids from weight [rows, columns] float32, one per row and ``groupsize`` columns (0: the whole row).
+@dataclass(frozen=True, slots=True)
+class GridMaker:
+    """How grids are made: one per row and ``groupsize`` columns, or for the whole row (0).
 
-    ``minmax`` spans each range; ``mse`` shrinks it by up to four fifths to the least squared error of rounding.
-    Scales are representable in ``dtype``, the one weights are stored in, so that a scale and a level give the
-    stored weight in that dtype too. Raises ValueError for an unknown search.
+    ``search``: ``minmax`` spans each range; ``mse`` shrinks it by up to four fifths to the least squared error of
+    rounding. Scales are representable in ``dtype``, the one weights are stored in, so that a scale and a level
+    give the stored weight in that dtype too. Raises ValueError for an unknown search.
     """
-    if search not in SEARCHES:
-        raise ValueError(f"search '{search}' is unknown: pass {' or '.join(SEARCHES)}")
-    rows, columns = weight.shape
-    size = min(groupsize, columns) if groupsize else columns
-    scales, zeros = [], []
-    for group in _groups(columns, size):
-        find = _least_squares if search == "mse" else _spanning
-        scale, zero = find(weight[:, group], bits, dtype)
-        scales.append(scale)
-        zeros.append(zero)
-    return MatrixGrid(torch.stack(scales, dim=1), torch.stack(zeros, dim=1), bits, size)
+
+    bits: int
+    groupsize: int = 0
+    search: str = "minmax"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if self.search not in SEARCHES:
+            raise ValueError(f"search '{self.search}' is unknown: pass {' or '.join(SEARCHES)}")
+
+    def __call__(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero [rows] of one group [rows, columns] float32."""
+        if self.search == "mse":
+            return _least_squares(weight, self.bits, self.dtype)
+        return grid_of_range(*_range(weight), self.bits, self.dtype)
+
+    def whole(self, weight: Tensor) -> MatrixGrid:
+        """The grids of a weight [rows, columns] float32 as it stands, group by group."""
+        columns = weight.shape[1]
+        size = min(self.groupsize or columns, columns)
+        found = [self(weight[:, start : start + size]) for start in range(0, columns, size)]
+        scale, zero = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+        return MatrixGrid(scale, zero, self.bits, size)
 
 
 def grid_of_range(low: Tensor, high: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -118,17 +123,8 @@ def requantise(stored: Tensor, grid: MatrixGrid) -> Tensor | None:
     return None if bool(missing.any()) else found
 
 
-def _groups(columns: int, size: int) -> Iterator[slice]:
-    for start in range(0, columns, size):
-        yield slice(start, min(start + size, columns))
-
-
 def _range(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight.min(dim=1).values.clamp(max=0), weight.max(dim=1).values.clamp(min=0)
-
-
-def _spanning(weight: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return grid_of_range(*_range(weight), bits, dtype)
 
 
 def _least_squares(weight: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
