@@ -27,6 +27,7 @@ class Parameter:
     ``file``: a text that names a file or folder, so that what lies there decides what a rerun skips, too.
     ``local``: it says where something lies on this machine, not what is computed, so that it is no part of
     what a record is about.
+    ``grids``: it says how grids are made, and changes nothing where a target has no bits.
     """
 
     type: type
@@ -37,6 +38,7 @@ class Parameter:
     maximum: float | None = None
     file: bool = False
     local: bool = False
+    grids: bool = False
 
     def of_another_type(self, name: str, value: object) -> UserError:
         """What to say of a ``value`` that does not read as this parameter's type; ``name`` as behind ``--set``."""

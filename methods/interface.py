@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from methods.selection import EVERYTHING, Selection
 from methods.target import Target
 
 __all__ = [
@@ -372,7 +373,8 @@ class Run:
     ``hidden_budget``: bytes of hidden states kept in memory; what exceeds it lies on disk under ``work``.
     ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity``
     is equal. ``shared``: folder of what the cells of a run share, such as sensitivities, or None to share
-    nothing; ``model`` names the checkpoint's revision or hash there.
+    nothing; ``model`` names the checkpoint's revision or hash there. ``layers``: the matrices that are pruned; a pruner sets it
+    for its allocation.
     """
 
     seed: int = 0
@@ -385,6 +387,11 @@ class Run:
     shared: Path | None = None
     model: str = ""
     observer: Observer = field(default_factory=Silent)
+    layers: Selection = EVERYTHING
+
+    def selected(self, source: BlockSource) -> list[tuple[int, Matrix]]:
+        """The (block, matrix) that are pruned, in order: what an allocation shares a target out over."""
+        return self.layers.of(source.family.matrices(source.shape), source.shape.blocks)
 
     def generator(self, block: int, matrix: str) -> torch.Generator:
         """Random numbers keyed by (seed, block, matrix), so that no order of work changes them."""

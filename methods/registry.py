@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from methods import catalogue
 from methods.entries import AllocationEntry, Method, Parameter, RefinementEntry, Shorthand
 from methods.errors import UserError, nearest, shown
+from methods.selection import Selection
 from methods.spelling import DENSE_METHOD, Spelling, parse
 
 if TYPE_CHECKING:
@@ -179,10 +180,11 @@ def declared(text: str) -> dict[str, Parameter]:
     return found
 
 
-def get(text: str, parameters: Mapping[str, Any]) -> Pruner:
+def get(text: str, parameters: Mapping[str, Any], layers: str = "") -> Pruner:
     """The pruner of a spelling, with these parameters, named as ``declared`` does; others keep their defaults.
 
-    Raises UserError for unknown names, and for values that are not what the entry declares.
+    ``layers`` selects matrices, as ``Selection`` spells it. Raises UserError for unknown names, for values that
+    are not what the entry declares, and for a selection given to a method that is not layer-wise.
     """
     parsed = spelling(text)
     entry = method(parsed.rule)
@@ -194,6 +196,10 @@ def get(text: str, parameters: Mapping[str, Any]) -> Pruner:
     values = {**{name: parameter.default for name, parameter in known.items()}, **parameters}
     made = _make(entry, {name: value for name, value in values.items() if "." not in name})
     if not entry.layerwise:
+        if layers:
+            raise UserError(
+                f"method '{entry.name}' is not layer-wise and works on whole blocks; leave out --layers {layers}"
+            )
         pruner: Pruner = made
         return pruner
     from methods.layerwise.pruner import layerwise
@@ -209,6 +215,7 @@ def get(text: str, parameters: Mapping[str, Any]) -> Pruner:
         made,
         allocate=other(table.allocations[parsed.allocation or "uniform"]),
         refine=tuple(other(table.refinements[name]) for name in parsed.refinements),
+        layers=Selection.parse(layers),
     )
 
 

@@ -32,6 +32,11 @@ _TARGETS = (
         "--bytes 0.3",
         "at most 70 % of the dense bytes: stored (slicegpt) or as bitmap and non-zeros",
     ),
+    (
+        "50%+4bit",
+        "--sparsity 0.5 --bits 4",
+        "what stays lies on a grid of 4 bits too; 0%+4bit quantises alone",
+    ),
 )
 
 

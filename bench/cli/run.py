@@ -48,6 +48,10 @@ _SETTINGS = {"allow_extra_args": True}
     "--params", "fewer_params", metavar="LIST", help="Sizes to reach: shares of the parameters to save."
 )
 @click.option("--bytes", "fewer_bytes", metavar="LIST", help="Sizes to reach: shares of the bytes to save.")
+@click.option("--bits", metavar="LIST", help="Quantise too, each target on grids of 2, 3, 4 or 8 bits; none.")
+@click.option(
+    "--layers", metavar="CLAUSES", help="Matrices to work on, such as blocks=0-3,only=mlp,except=down; all."
+)
 @click.option("--seeds", metavar="LIST", help="Seeds of the calibration draw; 0.")
 @click.option("--calibration", metavar="TEXT", shell_complete=complete.texts, help="Calibration text.")
 @click.option("--samples", metavar="N", help="Calibration windows.")

@@ -71,6 +71,8 @@ class Cell:
     """Zero-shot tasks, sorted; none where nothing is measured on them."""
     limit: int = 0
     """Items of each task, from its start; 0 is all."""
+    layers: str = ""
+    """Canonical spelling of the matrices worked on (see ``methods.selection``); empty is all."""
 
     @property
     def name(self) -> str:
@@ -78,7 +80,8 @@ class Cell:
         if self.method == DENSE_METHOD:
             return f"{self.model} dense"
         seed = "" if self.seed is None else f" seed {self.seed}"
-        return f"{self.model} {self.method} {self.target}{seed}"
+        layers = f" {self.layers}" if self.layers else ""
+        return f"{self.model} {self.method} {self.target}{layers}{seed}"
 
     def protocol(self, phase: str) -> str:
         """Evaluation protocol id of a phase: only equal ids share a column. Empty for the prune itself."""
@@ -206,7 +209,7 @@ def _methods(settings: Settings) -> list[_Method]:
         targets = settings.targets(entry.default_target, entry.targets)
         if not targets:
             raise UserError(_aimless(entry, settings))
-        pruner = registry.get(str(parts), parameters)
+        pruner = registry.get(str(parts), parameters, settings.layers)
         chosen.setdefault((parts, made), _Method(str(parts), targets, made, pruner, entry.scheduled))
     _check_used(settings, list(chosen.values()))
     return list(chosen.values())
@@ -307,7 +310,12 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
     """The cells of one method and target: one per seed, or one for all where nothing is drawn."""
     calibration = _protocol(settings, dense.model).calibration
     cell = replace(
-        dense, method=method.name, parameters=method.parameters, target=str(target), heldout=calibration
+        dense,
+        method=method.name,
+        parameters=_used(method, target),
+        target=str(target),
+        heldout=calibration,
+        layers=settings.layers,
     )
     if not method.pruner.needs_calibration:
         yield cell
@@ -320,6 +328,14 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
             hessian_dtype=settings.hessian_dtype if method.scheduled else cell.hessian_dtype,
             schedule=settings.schedule if method.scheduled else cell.schedule,
         )
+
+
+def _used(method: _Method, target: Target) -> tuple[tuple[str, Value], ...]:
+    """A method's parameters without those of grids where the target has none: equal work has equal cells."""
+    from methods import registry
+
+    known = registry.declared(method.name)
+    return tuple((key, value) for key, value in method.parameters if target.bits or not known[key].grids)
 
 
 def config_of(model: str) -> tuple[Mapping[str, Any], ModelShape]:

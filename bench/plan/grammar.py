@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from methods.errors import UserError, nearest, shown
 from methods.spelling import DENSE_METHOD
-from methods.target import Target
+from methods.target import BITS, Target
 
 if TYPE_CHECKING:
     from methods.registry import Parameter
@@ -22,6 +22,7 @@ __all__ = [
     "DENSE_METHOD",
     "Value",
     "nearest",
+    "parse_bits",
     "parse_list",
     "parse_parameter",
     "parse_pattern",
@@ -125,6 +126,16 @@ def parse_pattern(text: str) -> Target | None:
     if max(map(len, word.split(":"))) > 4:
         raise UserError(f"pattern '{shown(text)}' is too wide; N and M have at most four digits")
     return Target.parse(word)
+
+
+def parse_bits(text: str) -> int | None:
+    """Read the width of a quantisation grid, ``none`` as None. Raises UserError for a width that is no grid."""
+    word = text.strip().lower()
+    if word == "none":
+        return None
+    if word not in map(str, BITS):
+        raise UserError(f"bits '{shown(text)}' are not a grid; use {', '.join(map(str, BITS))}, or none")
+    return int(word)
 
 
 def parse_seed(text: str) -> int:

@@ -13,6 +13,7 @@ from bench.plan.config_file import read_config
 from bench.plan.grammar import (
     Value,
     nearest,
+    parse_bits,
     parse_list,
     parse_parameter,
     parse_pattern,
@@ -24,6 +25,7 @@ from bench.plan.grammar import (
     unique,
 )
 from methods.errors import UserError
+from methods.selection import Selection
 from methods.spelling import parse
 from methods.target import DENSE, Target
 
@@ -69,6 +71,17 @@ def _shares(option: str, kind: str) -> BeforeValidator:
     return BeforeValidator(
         lambda value: unique(str(parse_share(word, kind)) for word in parse_list(value, f"--{option}"))
     )
+
+
+def _bits(value: object) -> tuple[str, ...]:
+    return unique(str(parse_bits(word) or "none") for word in parse_list(value, "--bits"))
+
+
+def _layers(value: object) -> str:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"--layers is '{shown(value)}'; write clauses such as blocks=0-3,only=mlp")
+    return str(Selection.parse(",".join(words)))
 
 
 def _seeds(value: object) -> tuple[int, ...]:
@@ -194,6 +207,10 @@ class Settings(BaseModel):
     """Shares of the parameters to save, as ``params-20%``."""
     fewer_bytes: Annotated[tuple[str, ...], _shares("bytes", "bytes")] = ()
     """Shares of the bytes to save, as ``bytes-30%``."""
+    bits: Annotated[tuple[str, ...], BeforeValidator(_bits)] = ()
+    """Widths of the grid that goes with every target; ``none`` is the target alone."""
+    layers: Annotated[str, BeforeValidator(_layers)] = ""
+    """Canonical spelling of the matrices to work on; all where empty."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0,)
     calibration: Annotated[str | None, _name("calibration")] = None
     samples: Annotated[int | None, _whole("samples", 1, 1_000_000)] = None
@@ -230,8 +247,9 @@ class Settings(BaseModel):
     ) -> tuple[Target, ...]:
         """What a method that reaches ``kinds`` of targets aims at, in the order asked for.
 
-        Sizes (``params``, ``bytes``) are for every method. ``default`` where nothing is asked for at all; nothing
-        where only other kinds are. Raises UserError where shares are given but only N:M patterns to apply them to.
+        Sizes (``params``, ``bytes``) are for every method. Every target is joined with every width of ``bits``.
+        ``default`` where nothing is asked for at all; nothing where only other kinds are. Raises UserError where
+        shares are given but only N:M patterns to apply them to.
         """
         if self.sparsity and self.pattern and "unstructured" not in self.pattern:
             raise UserError(
@@ -240,12 +258,13 @@ class Settings(BaseModel):
             )
         asked = self.asked()
         if not asked:
-            return (Target.parse(default),)
+            return self._joined([default])
         wanted = {*kinds, "params", "bytes"}
         spelled = [word for words in asked.values() for word in words]
-        targets = [Target.parse(word) for word in unique(spelled)]
         return tuple(
-            target for target in targets if (target.kind if target != DENSE else "unstructured") in wanted
+            target
+            for target in self._joined(spelled)
+            if (target.kind if target != DENSE else "unstructured") in wanted
         )
 
     def asked(self) -> dict[str, tuple[str, ...]]:
@@ -258,6 +277,11 @@ class Settings(BaseModel):
         options = {"slicing": self.slicing, "params": self.fewer_params, "bytes": self.fewer_bytes}
         found["sparsity" if self.sparsity else "pattern"] = tuple(spelled)
         return {option: words for option, words in (found | options).items() if words}
+
+    def _joined(self, spelled: list[str]) -> tuple[Target, ...]:
+        """Targets with the grids that go with them, each once."""
+        ends = ["" if bits == "none" else f"+{bits}bit" for bits in self.bits or ("none",)]
+        return tuple(Target.parse(word) for word in unique(word + end for word in spelled for end in ends))
 
 
 def option_names() -> tuple[str, ...]:

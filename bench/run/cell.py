@@ -199,6 +199,7 @@ class CellRunner:
                 **registry.recorded(cell.method, dict(cell.parameters)),
                 "schedule": cell.schedule,
                 "hessian_dtype": cell.hessian_dtype,
+                **({"layers": cell.layers} if cell.layers else {}),
             }
             if not cell.dense
             else {},

@@ -17,6 +17,8 @@ from bench.results.records import MatrixFigures, Metric
 from methods import registry
 from methods.families import sizes
 from methods.interface import Calibration, MatrixReport, ModelShape, Observer, PruneReport, Run
+from methods.quantise.stored import packed_bytes
+from methods.selection import Selection
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
 from methods.target import Target
@@ -86,7 +88,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         # one walk holds both, so held-out windows are cut to the length of the drawn ones
         kept[:, : drawn.tokens.shape[1]] if drawn is not None else kept,
     )
-    pruner = registry.get(cell.method, dict(cell.parameters))
+    pruner = registry.get(cell.method, dict(cell.parameters), cell.layers)
     source = source_of(cell, subject)
     with PeakMemory(cell.device) as memory:
         report = pruner.prune(source, calibration, Target.parse(cell.target), blocks, run)
@@ -94,7 +96,14 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     provenance: dict[str, Any] = {"heldout": heldout.provenance, "resumed_blocks": report.resumed_blocks}
     if drawn is not None:
         provenance["calibration"] = drawn.provenance
-    metrics = [*_size_metrics(source.shape, pruned, report.matrices), *_cost_metrics(report, memory)]
+    sized = _size_metrics(source.shape, pruned, report.matrices)
+    stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
+    metrics = [
+        *sized,
+        *_selection_metrics(pruned, report.matrices, cell.layers),
+        *_grid_metrics(pruned, stored),
+        *_cost_metrics(report, memory),
+    ]
     resumed = (
         (
             f"went on after block {report.resumed_blocks - 1} of a killed run: peak memory was not measured whole",
@@ -174,6 +183,46 @@ class _Stored:
         self.packed += (
             sizes.bitmap_bytes(tensor.numel(), nonzero, tensor.itemsize) if packed else tensor.nbytes
         )
+
+
+def _selection_metrics(
+    source: CheckpointSource, matrices: Sequence[MatrixReport], layers: str
+) -> list[Metric]:
+    """The share removed of the matrices worked on, which the target speaks of; nothing where these are all."""
+    selection = Selection.parse(layers)
+    if not selection:
+        return []
+    selected = sum(
+        matrix.size for _, matrix in selection.of(source.family.matrices(source.shape), source.shape.blocks)
+    )
+    removed = sum(matrix.removed for matrix in matrices)
+    return [
+        Metric(name="weights_selected", unit="1", value=selected),
+        Metric(name="sparsity_selected", unit="1", value=removed / selected),
+    ]
+
+
+def _grid_metrics(source: CheckpointSource, stored: float) -> list[Metric]:
+    """Sizes with quantised matrices packed, scales and zero points included; nothing where none are quantised.
+
+    ``stored``: bytes of all parameters as they are on disk.
+    """
+    weights = packed = unpacked = 0
+    for index in range(source.shape.blocks):
+        grids = source.grids(index)
+        block = source.raw_block(index) if grids else {}
+        for name, grid in grids.items():
+            weight = block[f"{name}.weight"]
+            weights += weight.numel()
+            unpacked += weight.nbytes
+            packed += packed_bytes(*weight.shape, grid, weight.dtype)
+    if not weights:
+        return []
+    return [
+        Metric(name="weights_quantised", unit="1", value=weights),
+        Metric(name="bits_per_quantised_weight", unit="bit", value=8 * packed / weights),
+        Metric(name="bytes_quantised", unit="byte", value=stored - unpacked + packed),
+    ]
 
 
 def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:

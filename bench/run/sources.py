@@ -16,6 +16,7 @@ __all__ = ["evaluation_sources", "prune_sources"]
 _SHARED = (
     "methods.interface",
     "methods.target",
+    "methods.selection",
     "methods.families",
     "methods.stream",
     "methods.moments",

@@ -182,6 +182,7 @@ def _subject(cell: Cell, revision: str, evaluation: str) -> str:
         evaluation=evaluation,
         schedule=cell.schedule,
         hessian_dtype=cell.hessian_dtype,
+        layers=cell.layers or None,
     )
 
 

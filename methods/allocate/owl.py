@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,15 +18,22 @@ from methods.target import Target
 __all__ = ["OWL", "outlier_ratio", "owl_shares"]
 
 
-def outlier_ratio(block: DenseBlock, multiple: float) -> float:
-    """Share of the block's weights whose score |W_ij| · |X_j|₂ exceeds ``multiple`` times the block's mean score."""
+def outlier_ratio(block: DenseBlock, multiple: float, names: Collection[str] | None = None) -> float:
+    """Share of the block's weights whose score |W_ij| · |X_j|₂ exceeds ``multiple`` times the block's mean score.
+
+    ``names``: the matrices that count; all where None.
+    """
     total, size = 0.0, 0
     for matrix, weight, moments in block.matrices():
+        if names is not None and matrix.name not in names:
+            continue
         total += float(wanda_scores(weight, moments.norms).double().sum())
         size += matrix.size
     limit = multiple * total / size
     above = 0
-    for _, weight, moments in block.matrices():
+    for matrix, weight, moments in block.matrices():
+        if names is not None and matrix.name not in names:
+            continue
         above += int((wanda_scores(weight, moments.norms).double() > limit).sum())
     return above / size
 
@@ -59,6 +66,7 @@ class OWL:
     name: str = "owl"
     needs_calibration: bool = True
     patterns: bool = False
+    selects: bool = True
 
     def refuse(self, shape: ModelShape, target: Target) -> str | None:
         """Why this target cannot be shared out, or None."""
@@ -69,18 +77,22 @@ class OWL:
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run
     ) -> Mapping[tuple[int, str], Budget]:
-        """One budget per (block, matrix name). Raises UserError, NonFiniteError, CheckpointError."""
+        """One budget per selected (block, matrix name). Raises UserError, NonFiniteError, CheckpointError."""
         if calibration is None:
             raise UserError("@owl needs calibration windows; this run draws none")
+        selected = run.selected(source)
+        names: dict[int, set[str]] = {}
+        for index, matrix in selected:
+            names.setdefault(index, set()).add(matrix.name)
         ratios = [
-            outlier_ratio(block, self.multiple)
+            outlier_ratio(block, self.multiple, names[block.index])
             for block in dense_moments(source, calibration.tokens, Statistic.NORMS, run)
+            if block.index in names
         ]
-        matrices = source.family.matrices(source.shape)
-        shares = owl_shares(ratios, target.amount, Fraction(str(self.lambda_)))
-        keys = [(index, matrix.name) for index in range(len(shares)) for matrix in matrices]
-        sizes = [matrix.size for _ in shares for matrix in matrices]
-        spread = [share for share in shares for _ in matrices]
+        shares = dict(zip(names, owl_shares(ratios, target.amount, Fraction(str(self.lambda_))), strict=True))
+        keys = [(index, matrix.name) for index, matrix in selected]
+        sizes = [matrix.size for _, matrix in selected]
+        spread = [shares[index] for index, _ in selected]
         total = sum(round_half_up(target.amount * size) for size in sizes)
         removed = counts(sizes, shifted(sizes, spread, target.amount * sum(sizes)), total)
         return {key: Budget(remove=count) for key, count in zip(keys, removed, strict=True)}

@@ -16,6 +16,7 @@ from methods.families import family_of
 from methods.interface import BlockSink, BlockSource, Calibration, Matrix, ModelShape, PruneReport, Run
 from methods.layerwise.reach import SIZES, Inventory, sized
 from methods.layerwise.rule import Allocation, Moments, Problem, Refinement, Rule, Solution, Statistic, Update
+from methods.selection import EVERYTHING, Selection
 from methods.stream.stopwatch import Stopwatch
 from methods.stream.walk import SCHEDULES, walk
 from methods.target import Target
@@ -28,13 +29,15 @@ class LayerwisePruner:
     """Prunes every linear of every block by ``rule``, with budgets from ``allocation``.
 
     With refinements, or an ``update`` of its own, the rule only chooses: its mask goes through the
-    refinements in turn, and the update makes the kept weights from the dense ones.
+    refinements in turn, and the update makes the kept weights from the dense ones. Matrices outside
+    ``layers`` stay as they are, and the target is a share of those inside.
     """
 
     rule: Rule
     allocation: Allocation
     update: Update | None = None
     refinements: tuple[Refinement, ...] = ()
+    layers: Selection = EVERYTHING
 
     @property
     def needs(self) -> Statistic:
@@ -57,19 +60,28 @@ class LayerwisePruner:
                 return str(error)
         elif target.kind not in ("unstructured", "nm"):
             return f"{self.rule.name} removes weights in place and cannot reach {target}; use a share (50%) or N:M (2:4)"
-        if target.bits:
+        if target.bits and not self._quantises():
             return f"{self.rule.name} does not quantise; ask for {str(target).split('+')[0]} without +{target.bits}bit"
+        matrices = family_of(shape).matrices(shape)
+        if self.layers:
+            if reason := self.layers.refuse(matrices, shape.blocks):
+                return reason
+            if not getattr(self.allocation, "selects", False):
+                return f"@{self.allocation.name} spreads its budget over every matrix; leave out --layers {self.layers}"
         if target.kind == "nm":
             if not self.allocation.patterns:
                 return f"{target} fixes the share of every matrix, which leaves nothing to @{self.allocation.name}"
-            for matrix in family_of(shape).matrices(shape):
+            for _, matrix in self.layers.of(matrices, shape.blocks):
                 if matrix.columns % target.group:
                     return (
                         f"{target} needs widths divisible by {target.group}; "
                         f"{matrix.name} has {matrix.columns} input columns"
                     )
-        refuse = getattr(self.allocation, "refuse", None)
-        return refuse(shape, target) if refuse is not None else None
+        for part in (self.rule, self.allocation):
+            refuse = getattr(part, "refuse", None)
+            if refuse is not None and (reason := refuse(shape, target)):
+                return str(reason)
+        return None
 
     def prune(
         self, source: BlockSource, calibration: Calibration | None, target: Target, sink: BlockSink, run: Run
@@ -79,6 +91,7 @@ class LayerwisePruner:
             raise UserError(f"schedule '{run.schedule}' is unknown; use {' or '.join(SCHEDULES)}")
         if calibration is None:
             raise UserError(f"{self.rule.name} needs calibration or held-out windows")
+        run = replace(run, layers=self.layers)
         clock = Stopwatch(source.device)
         if target.kind in SIZES:
             target = sized(target, Inventory.of_source(source))
@@ -86,14 +99,19 @@ class LayerwisePruner:
             budgets = self.allocation(source, calibration, target, run)
         clock.seconds["allocate"] += getattr(budgets, "earlier", 0.0)
 
-        def solve(index: int, matrix: Matrix, weight: Tensor, moments: Moments | None) -> Solution:
-            budget = budgets[index, matrix.name]
-            return self.solve(
-                Problem(index, matrix, weight, budget, moments, run.generator(index, matrix.name))
-            )
+        def solve(
+            index: int, matrix: Matrix, weight: Tensor, moments: Moments | None, stored: torch.dtype
+        ) -> Solution:
+            budget, generator = budgets[index, matrix.name], run.generator(index, matrix.name)
+            return self.solve(Problem(index, matrix, weight, budget, moments, generator, target.bits, stored))
 
         report = walk(source, calibration, solve, sink, run, needs=self.needs)
         return replace(report, seconds={**report.seconds, **clock.seconds})
+
+    def _quantises(self) -> bool:
+        """Whether what makes the kept weights rounds them to a grid too."""
+        maker = self.rule if self.update is None else getattr(self.update, "__self__", None)
+        return bool(getattr(maker, "quantises", False))
 
     def solve(self, problem: Problem) -> Solution:
         """One matrix: choose, refine, update. Raises NonFiniteError, HessianError, UserError."""
@@ -127,8 +145,9 @@ def layerwise(
     update: Update | None = None,
     allocate: Allocation | None = None,
     refine: Sequence[Refinement] = (),
+    layers: Selection = EVERYTHING,
 ) -> LayerwisePruner:
-    """A pruner from a layer rule; budgets are uniform unless an allocation is given.
+    """A pruner from a layer rule; budgets are uniform unless an allocation is given, ``layers`` all.
 
     ``update`` replaces the rule's own, as in Wanda's choice with SparseGPT's update:
     ``layerwise(Wanda(), SparseGPT().update)``. Raises UserError where refinements follow a rule that has no
@@ -141,4 +160,4 @@ def layerwise(
                 f"method '{rule.name}' has no update for a fixed mask, so '+{refine[0].name}' cannot follow it; "
                 "leave it out, or give the rule update(problem, mask) (methods.layerwise.rule.keep moves nothing)"
             )
-    return LayerwisePruner(rule, allocate or Uniform(), update, tuple(refine))
+    return LayerwisePruner(rule, allocate or Uniform(), update, tuple(refine), layers)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from methods.interface import BlockSource, Calibration, Matrix, Run
 from methods.moments import Eigen, Factor, Moments, Statistic
+from methods.quantise.grid import MatrixGrid
 from methods.target import Target
 
 __all__ = [
@@ -53,7 +54,10 @@ class Budgets(dict[tuple[int, str], Budget]):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One matrix to prune: ``weight`` [rows, columns] float32 (the rule may overwrite it), its budget, its inputs."""
+    """One matrix to prune: ``weight`` [rows, columns] float32 (the rule may overwrite it), its budget, its inputs.
+
+    ``bits``: width of the grid that what stays is rounded to, or None; ``stored``: the dtype it will be kept in.
+    """
 
     block: int
     matrix: Matrix
@@ -61,21 +65,29 @@ class Problem:
     budget: Budget
     moments: Moments | None
     generator: torch.Generator
+    bits: int | None = None
+    stored: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The pruned weight [rows, columns] float32, the mask of what was removed, and how the Hessian fared."""
+    """The pruned weight [rows, columns] float32, the mask of what was removed, and how the Hessian fared.
+
+    ``grid``: what every weight lies on, where the rule quantised.
+    """
 
     weight: Tensor
     mask: Tensor
     factor: Factor | Eigen | None = None
+    grid: MatrixGrid | None = None
 
 
 class Rule(Protocol):
     """Prunes one matrix: a saliency chooses, an update betters what stays. Pure: tensors in, tensors out.
 
-    A rule that a refinement may follow has ``update(problem, mask)`` too, an ``Update``.
+    A rule that a refinement may follow has ``update(problem, mask)`` too, an ``Update``. One that rounds to
+    ``problem.bits`` says so by ``quantises = True`` and gives the solution's grid. One that cannot reach every
+    target has ``refuse(shape, target)``, as a pruner has.
     """
 
     @property
@@ -127,7 +139,8 @@ class Refinement(Protocol):
 class Allocation(Protocol):
     """Shares a target out over all matrices of a model.
 
-    One that cannot share out every target has ``refuse(shape, target)`` too, as a pruner has.
+    One that cannot share out every target has ``refuse(shape, target)`` too, as a pruner has; one that keeps to
+    ``run.selected(source)`` says so by ``selects = True``.
     """
 
     @property
@@ -148,5 +161,5 @@ class Allocation(Protocol):
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run
     ) -> Mapping[tuple[int, str], Budget]:
-        """An exact budget for every (block, matrix name)."""
+        """An exact budget for every selected (block, matrix name); the target is a share of these."""
         ...

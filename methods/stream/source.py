@@ -14,6 +14,8 @@ from torch import Tensor
 from methods.errors import CheckpointError
 from methods.families import family_of
 from methods.interface import Block, Family, ModelShape, OuterTensors
+from methods.quantise.grid import MatrixGrid
+from methods.quantise.stored import is_grid, matrices_with_grids, read_grid
 
 __all__ = ["CheckpointSource", "TensorFiles", "config_of"]
 
@@ -139,8 +141,16 @@ class CheckpointSource:
                 )
             block[name] = tensor
         if changed is not None:
-            block.update({name: changed.get(name) for name in changed.places if name not in block})
+            added = (name for name in changed.places if name not in block and not is_grid(name))
+            block.update({name: changed.get(name) for name in added})
         return block
+
+    def grids(self, index: int) -> dict[str, MatrixGrid]:
+        """Grids of the quantised matrices of block ``index`` by matrix name; none where nothing was quantised."""
+        changed = _overlay_file(self.overlay, f"block-{index:05d}.safetensors")
+        if changed is None:
+            return {}
+        return {name: read_grid(name, changed.get) for name in matrices_with_grids(changed.places)}
 
     def block(self, index: int) -> Block:
         """A fresh copy of block ``index`` in the compute dtype."""

@@ -22,6 +22,7 @@ from methods.interface import (
 )
 from methods.layerwise.rule import Solution
 from methods.moments import Moments, Statistic
+from methods.quantise.stored import grid_tensors
 from methods.stream.heap import give_back
 from methods.stream.resume import ResumePoint
 from methods.stream.stopwatch import Stopwatch
@@ -31,8 +32,8 @@ __all__ = ["SCHEDULES", "Solver", "walk"]
 
 SCHEDULES = ("sequential", "blockwise")
 
-Solver = Callable[[int, Matrix, Tensor, Moments | None], Solution]
-"""(block, matrix, weight [rows, columns] float32 that may be overwritten, moments) to a solution."""
+Solver = Callable[[int, Matrix, Tensor, Moments | None, torch.dtype], Solution]
+"""(block, matrix, weight [rows, columns] float32 that may be overwritten, moments, stored dtype) to a solution."""
 
 _PIECE = 2048
 
@@ -56,6 +57,7 @@ class _Walk:
         self.tokens = torch.cat([drawn, calibration.heldout]) if len(drawn) else calibration.heldout
         self.states = WindowStates(source, self.tokens, len(drawn), run)
         self.matrices = {matrix.name: matrix for matrix in source.family.matrices(source.shape)}
+        self.selected = {(index, matrix.name) for index, matrix in run.selected(source)}
         self.clock = Stopwatch(source.device)
         self.reports: list[MatrixReport] = []
         self.finished: Block = {}
@@ -125,7 +127,7 @@ class _Walk:
             matrices = tuple(self.matrices[name] for name in stage.linears)
             moments = None
             give_back()
-            if self.needs:
+            if self.needs and any((index, name) in self.selected for name in stage.linears):
                 where = f"block {index} {'+'.join(stage.linears)}"
                 size = matrices[0].columns
                 moments = Moments(self.needs, size, self.run.hessian_dtype, self.source.device, where)
@@ -138,10 +140,12 @@ class _Walk:
 
     def _solve(self, index: int, matrix: Matrix, raw: Block, moments: Moments | None) -> Tensor:
         stored = raw[f"{matrix.name}.weight"]
+        if (index, matrix.name) not in self.selected:
+            return self._keep(index, matrix, stored)
         dense = stored.to(device=self.source.device, dtype=torch.float32, copy=True)
         began = time.perf_counter()
         with self.clock("solve"):
-            solution = self.solver(index, matrix, dense, moments)
+            solution = self.solver(index, matrix, dense, moments, stored.dtype)
             # what goes on is what is stored: the next layers see the rounded weight
             weight = solution.weight.to(stored.dtype)
         if not bool(torch.isfinite(weight).all()):
@@ -151,6 +155,8 @@ class _Walk:
             )
         seconds = time.perf_counter() - began
         self.finished[f"{matrix.name}.weight"] = weight
+        if solution.grid is not None:
+            self.finished |= grid_tensors(matrix.name, solution.grid)
         weight = weight.to(self.source.dtype)
         error = None
         if moments is not None and Statistic.GRAM in self.needs:
@@ -179,6 +185,25 @@ class _Walk:
                 f"block {index} {matrix.name}: the Hessian needed damping {factor.damping:g} of its mean diagonal"
             )
         return weight
+
+    def _keep(self, index: int, matrix: Matrix, stored: Tensor) -> Tensor:
+        """A matrix outside the selection, as it was."""
+        self.reports.append(
+            MatrixReport(
+                block=index,
+                name=matrix.name,
+                rows=matrix.rows,
+                columns=matrix.columns,
+                removed=0,
+                calibration_error=0.0 if Statistic.GRAM in self.needs else None,
+                heldout_error=None,
+                damping=None,
+                dead_columns=0,
+                escalations=0,
+                seconds=0.0,
+            )
+        )
+        return stored.to(device=self.source.device, dtype=self.source.dtype, copy=True)
 
     def _heldout(self, first: int, raw: Block, block: Block, stage: _Stage) -> None:
         stage.moments = None  # the Hessian's memory is not needed any more
@@ -247,8 +272,8 @@ def walk(
     ``sequential`` prunes in data-flow order with one forward pass: each matrix sees inputs made by pruned
     weights before it. ``blockwise`` is the published SparseGPT code's schedule: all Hessians of a block from
     its dense weights, then a second forward. ``needs``: what is gathered of the inputs; the calibration error
-    is known only where that holds the Gram matrix. Raises NonFiniteError, HessianError, CheckpointError,
-    MachineError.
+    is known only where that holds the Gram matrix. Matrices outside ``run.layers`` are kept as
+    they are. Raises NonFiniteError, HessianError, CheckpointError, MachineError.
     """
     pruning = _Walk(source, calibration, solver, run, needs=needs)
     point = ResumePoint(run.work, run.identity) if run.work is not None else None
