@@ -215,7 +215,8 @@ def _grid_metrics(source: CheckpointSource, stored: float) -> list[Metric]:
             weight = block[f"{name}.weight"]
             weights += weight.numel()
             unpacked += weight.nbytes
-            packed += packed_bytes(*weight.shape, grid, weight.dtype)
+            rows, columns = weight.shape
+            packed += packed_bytes(rows, columns, grid, weight.dtype)
     if not weights:
         return []
     return [
