@@ -9,6 +9,7 @@ PruneBenchError
 ├── DataUnavailable      an evaluation or calibration text that cannot be had
 ├── HessianError         no damping up to the bound makes the Hessian factor
 ├── NonFiniteError       NaN or infinity in weights, activations or results
+├── OutsideError         another program that a method runs crashed, hung or gave no whole result
 ├── StoreError           a results store that cannot be read or written
 └── MachineError         disk, memory, network: a fault of the machine
 """
@@ -25,6 +26,7 @@ __all__ = [
     "MachineError",
     "ModelUnavailable",
     "NonFiniteError",
+    "OutsideError",
     "PruneBenchError",
     "StoreError",
     "UnsupportedModel",
@@ -87,6 +89,10 @@ class HessianError(PruneBenchError):
 
 class NonFiniteError(PruneBenchError):
     """NaN or infinity where a number must be."""
+
+
+class OutsideError(PruneBenchError):
+    """Another program that a method runs crashed, hung, or gave no whole result."""
 
 
 class StoreError(PruneBenchError):

@@ -30,6 +30,7 @@ __all__ = [
     "MatrixReport",
     "ModelShape",
     "Observer",
+    "Outside",
     "PruneReport",
     "Pruner",
     "Reshaping",
@@ -323,14 +324,27 @@ class MatrixReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """Another program that did a method's work: its versions, and its memory in bytes before and at the peak."""
+
+    program: str
+    versions: Mapping[str, str]
+    base_memory: int
+    peak_memory: int
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What a pruner did to a model. ``seconds`` by phase: what the method takes (allocate, forward, moments,
-    solve), and what the harness adds (read, write, error: the held-out text's forward passes and errors)."""
+    solve), and what the harness adds (read, write, error: the held-out text's forward passes and errors).
+    ``outside``: the program that did the work instead of this one; its memory is the method's."""
 
     matrices: tuple[MatrixReport, ...]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
     resumed_blocks: int = 0
+    outside: Outside | None = None
 
 
 class Observer(Protocol):

@@ -96,6 +96,12 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     provenance: dict[str, Any] = {"heldout": heldout.provenance, "resumed_blocks": report.resumed_blocks}
     if drawn is not None:
         provenance["calibration"] = drawn.provenance
+    if report.outside is not None:
+        provenance["outside"] = {
+            "program": report.outside.program,
+            "versions": dict(report.outside.versions),
+            **report.outside.notes,
+        }
     sized = _size_metrics(source.shape, pruned, report.matrices)
     stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
     metrics = [
@@ -108,7 +114,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         (
             f"went on after block {report.resumed_blocks - 1} of a killed run: peak memory was not measured whole",
         )
-        if report.resumed_blocks
+        if report.resumed_blocks and report.outside is None
         else ()
     )
     return Figures(
@@ -230,10 +236,13 @@ def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:
     metrics = [
         Metric(name="prune_time", unit="s", value=sum(report.seconds.get(name, 0.0) for name in _OWN_PHASES)),
     ]
-    if not report.resumed_blocks:
+    if report.outside is not None or not report.resumed_blocks:
+        base, peak = memory.base, memory.peak
+        if report.outside is not None:
+            base, peak = report.outside.base_memory, report.outside.peak_memory
         metrics += [
-            Metric(name="peak_memory", unit="byte", value=memory.peak),
-            Metric(name="base_memory", unit="byte", value=memory.base),
+            Metric(name="peak_memory", unit="byte", value=peak),
+            Metric(name="base_memory", unit="byte", value=base),
         ]
     for name in ("calibration_error", "heldout_error"):
         known = [

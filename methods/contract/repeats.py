@@ -107,8 +107,8 @@ class RepeatContract(Setting):
         whole = self.prune(model, tmp_path / "whole", target, schedule=schedule)
         for survive, written in ((0, True), (1, False)):
             out = tmp_path / f"killed-{survive}"
+            sink = DyingSink(out / "blocks", survive, written=written)
             with pytest.raises(Killed):
-                sink = DyingSink(out / "blocks", survive, written=written)
                 self.prune(model, out, target, schedule=schedule, sink=sink)
             report = self.prune(model, out, target, schedule=schedule)
             assert digests(out / "blocks") == digests(tmp_path / "whole" / "blocks")
