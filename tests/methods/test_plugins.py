@@ -78,7 +78,7 @@ class Mirrored:
 
 REFINEMENT = RefinementEntry("mirrored", "the other way round", "none", "my_pruning:Mirrored", calibrated=False)
 """
-    _lay(install, code, "mirrored = my_pruning:REFINEMENT")
+    _lay(install, code, "mirrored = my_pruning:REFINEMENT", "prune_bench.refinements")
     assert "mirrored" in registry.refinements() and "mirrored" not in registry.names()
     _, source = tiny("llama")
     tokens = torch.randint(0, 101, (6, 16), generator=torch.Generator().manual_seed(0))
