@@ -166,7 +166,9 @@ class LLMCompressor:
     ) -> PruneReport:
         """Walk over the result as over any method's, for held-out errors, stored dtypes, checks and resume."""
 
-        def given(index: int, matrix: Matrix, dense: Tensor, _: Moments | None) -> Solution:
+        def given(
+            index: int, matrix: Matrix, dense: Tensor, _moments: Moments | None, _stored: torch.dtype
+        ) -> Solution:
             weight = exchange.weight(index, matrix.name, (matrix.rows, matrix.columns))
             return Solution(weight.to(dense.device), (weight == 0).to(dense.device))
 
