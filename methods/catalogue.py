@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from methods.entries import AllocationEntry, Method, Parameter, RefinementEntry, Shorthand
+from methods.external import catalogue as external
 
 __all__ = ["ALLOCATIONS", "METHODS", "REFINEMENTS", "SHORTHANDS"]
 
 _REFERENCE = Parameter(
     bool, False, "follow the published code to the letter (one weight more per block, ties)"
 )
-
-_LLMCOMPRESSOR = "methods.external.llmcompressor"
-_OUTSIDE = {
-    "python": Parameter(
-        str,
-        "",
-        "interpreter of the environment that holds llm-compressor, instead of BENCH_LLMCOMPRESSOR_PYTHON",
-        local=True,
-    ),
-    "silence": Parameter(
-        int,
-        3600,
-        "seconds without a sign of life after which it is ended",
-        minimum=1,
-        maximum=10_000_000,
-        local=True,
-    ),
-}
-_BATCH = {"batch": Parameter(int, 1, "windows per forward pass", minimum=1)}
 
 METHODS = (
     Method(
@@ -54,43 +36,48 @@ METHODS = (
         sources=("methods.layerwise.sparsegpt", "methods.moments.factor", "methods.kernels"),
     ),
     Method(
-        name="llmcompressor-sparsegpt",
-        summary="llm-compressor's SparseGPT, in a Python environment of its own",
-        paper="Frantar and Alistarh, arXiv 2301.00774",
-        factory=f"{_LLMCOMPRESSOR}.pruner:sparsegpt",
-        layerwise=False,
+        name="wanda",
+        summary="weights times the norms of their inputs, compared within each row; nothing else moves",
+        paper="Sun et al., arXiv 2306.11695",
+        factory="methods.layerwise.wanda:Wanda",
+        parameters={
+            "reference": Parameter(
+                bool, False, "follow the published code: every row loses its share rounded down"
+            )
+        },
+        workspace=0,
+        products=0,
+    ),
+    Method(
+        name="ria",
+        summary="a weight's share of its row and column, times a power of its input's norm; nothing else moves",
+        paper="Zhang et al., Plug-and-Play, ICLR 2024",
+        factory="methods.layerwise.ria:RIA",
+        parameters={
+            "power": Parameter(float, 0.5, "exponent of the input's norm", minimum=0.0),
+            "per_row": Parameter(bool, False, "compare within rows, not over the matrix"),
+            "reference": _REFERENCE,
+        },
+        workspace=0,
+        products=0,
+    ),
+    Method(
+        name="alps",
+        summary="layer-wise least squares under the budget, by ADMM and conjugate gradients",
+        paper="Meng et al., arXiv 2406.07831",
+        factory="methods.layerwise.alps:ALPS",
         parameters={
             "percdamp": Parameter(
                 float, 0.01, "damping, as a share of the Hessian's mean diagonal", minimum=0.0
             ),
-            "blocksize": Parameter(int, 128, "columns per block", minimum=1),
-            **_BATCH,
-            **_OUTSIDE,
+            "rho": Parameter(float, 0.1, "first penalty of ADMM", minimum=1e-6, maximum=1e6),
+            "iterations": Parameter(int, 300, "of ADMM at most", minimum=1),
+            "steps": Parameter(int, 10, "of conjugate gradients on the support found", minimum=0),
         },
-        sources=(_LLMCOMPRESSOR,),
-        outside=f"{_LLMCOMPRESSOR}.interpreter:outside",
+        workspace=14,
+        products=90,
     ),
-    Method(
-        name="llmcompressor-wanda",
-        summary="llm-compressor's Wanda, in a Python environment of its own",
-        paper="Sun et al., arXiv 2306.11695",
-        factory=f"{_LLMCOMPRESSOR}.pruner:wanda",
-        layerwise=False,
-        parameters={**_BATCH, **_OUTSIDE},
-        sources=(_LLMCOMPRESSOR,),
-        outside=f"{_LLMCOMPRESSOR}.interpreter:outside",
-    ),
-    Method(
-        name="llmcompressor-magnitude",
-        summary="llm-compressor's magnitude pruning, in a Python environment of its own",
-        paper="Han et al., arXiv 1506.02626",
-        factory=f"{_LLMCOMPRESSOR}.pruner:magnitude",
-        layerwise=False,
-        calibrated=False,
-        parameters=_OUTSIDE,
-        sources=(_LLMCOMPRESSOR,),
-        outside=f"{_LLMCOMPRESSOR}.interpreter:outside",
-    ),
+    *external.METHODS,
 )
 
 ALLOCATIONS = (
@@ -108,8 +95,73 @@ ALLOCATIONS = (
         factory="methods.allocate.global_:Global",
         calibrated=False,
     ),
+    AllocationEntry(
+        name="owl",
+        summary="blocks with more outlying scores |W|·|X| keep more",
+        paper="Yin et al., arXiv 2310.05175",
+        factory="methods.allocate.owl:OWL",
+        parameters={
+            "multiple": Parameter(
+                float, 5.0, "a score this many times the block's mean is an outlier", minimum=1.0
+            ),
+            "lambda": Parameter(
+                float,
+                0.08,
+                "half of the widest difference between two blocks' shares",
+                minimum=0.0,
+                maximum=0.5,
+            ),
+        },
+        sources=("methods.allocate.shares", "methods.layerwise.wanda"),
+        passes=1,
+    ),
+    AllocationEntry(
+        name="levels",
+        summary="the least sum of relative layer errors, looked up in a database of every matrix at several sparsities",
+        paper="after Frantar and Alistarh, arXiv 2201.13096",
+        factory="methods.allocate.levels:Levels",
+        parameters={
+            "rule": Parameter(
+                str,
+                "sparsegpt",
+                "whose errors, on dense inputs, the database holds",
+                choices=("magnitude", "wanda", "ria", "sparsegpt", "alps"),
+            ),
+            "steps": Parameter(int, 10, "levels are multiples of 1/steps, and 95 %", minimum=2, maximum=100),
+        },
+        sources=(
+            "methods.allocate.shares",
+            "methods.allocate.database",
+            "methods.layerwise",
+            "methods.kernels",
+        ),
+        passes=1,
+        products=20,
+    ),
 )
 
-REFINEMENTS: tuple[RefinementEntry, ...] = ()
+REFINEMENTS = (
+    RefinementEntry(
+        name="dsnot",
+        summary="swaps within each row that cancel its expected output error",
+        paper="Zhang et al., arXiv 2310.08915",
+        factory="methods.refine.dsnot:DSnoT",
+        parameters={
+            "cycles": Parameter(
+                int,
+                50,
+                "exchanges of a row at most; 50 is for 4,096 columns, narrower ones want fewer",
+                minimum=0,
+            ),
+            "threshold": Parameter(
+                float,
+                0.1,
+                "a row with no larger error, summed over a window's tokens, is left alone",
+                minimum=0.0,
+            ),
+            "power": Parameter(float, 1.0, "exponent of the variance that regrowing divides by", minimum=0.0),
+        },
+    ),
+)
 
 SHORTHANDS: tuple[Shorthand, ...] = ()

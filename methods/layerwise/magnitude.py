@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from methods.layerwise.rule import Budget, Problem, Solution, Statistic, keep
-from methods.layerwise.select import lowest
+from methods.layerwise.select import at_or_below, lowest
 
 __all__ = ["Magnitude", "magnitude_mask"]
 
@@ -19,9 +19,8 @@ def magnitude_mask(weight: Tensor, budget: Budget, *, reference: bool = False) -
     sorted magnitudes, so at least one weight more than asked (unstructured only; N:M has one rule).
     """
     scores = weight.abs().float()
-    if reference and budget.remove and not budget.group:
-        flat = scores.flatten()
-        return scores <= flat.kthvalue(min(budget.remove + 1, flat.numel())).values
+    if reference and not budget.group:
+        return at_or_below(scores, budget.remove)
     return lowest(scores, budget)
 
 

@@ -60,7 +60,8 @@ class LayerwisePruner:
                         f"{target} needs widths divisible by {target.group}; "
                         f"{matrix.name} has {matrix.columns} input columns"
                     )
-        return None
+        refuse = getattr(self.allocation, "refuse", None)
+        return refuse(shape, target) if refuse is not None else None
 
     def prune(
         self, source: BlockSource, calibration: Calibration | None, target: Target, sink: BlockSink, run: Run
@@ -73,6 +74,7 @@ class LayerwisePruner:
         clock = Stopwatch(source.device)
         with clock("allocate"):
             budgets = self.allocation(source, calibration, target, run)
+        clock.seconds["allocate"] += getattr(budgets, "earlier", 0.0)
 
         def solve(index: int, matrix: Matrix, weight: Tensor, moments: Moments | None) -> Solution:
             budget = budgets[index, matrix.name]

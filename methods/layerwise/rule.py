@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from methods.interface import BlockSource, Calibration, Matrix, Run
-from methods.moments import Factor, Moments, Statistic
+from methods.moments import Eigen, Factor, Moments, Statistic
 from methods.target import Target
 
 __all__ = [
     "Allocation",
     "Budget",
+    "Budgets",
     "Moments",
     "Problem",
     "Refinement",
@@ -40,6 +41,16 @@ class Budget:
         return matrix.size // self.group * (self.group - self.keep) if self.group else self.remove
 
 
+class Budgets(dict[tuple[int, str], Budget]):
+    """A budget for every (block, matrix name).
+
+    ``earlier``: seconds of an allocation's work that an earlier cell did for this one too; they count as this
+    method's all the same.
+    """
+
+    earlier: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One matrix to prune: ``weight`` [rows, columns] float32 (the rule may overwrite it), its budget, its inputs."""
@@ -58,7 +69,7 @@ class Solution:
 
     weight: Tensor
     mask: Tensor
-    factor: Factor | None = None
+    factor: Factor | Eigen | None = None
 
 
 class Rule(Protocol):
@@ -114,7 +125,10 @@ class Refinement(Protocol):
 
 
 class Allocation(Protocol):
-    """Shares a target out over all matrices of a model."""
+    """Shares a target out over all matrices of a model.
+
+    One that cannot share out every target has ``refuse(shape, target)`` too, as a pruner has.
+    """
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.errors import NonFiniteError
+from methods.moments.eigen import Eigen, decompose
 from methods.moments.factor import Factor, factorise
 from methods.moments.gram import Gram
 
@@ -35,15 +36,17 @@ class Columns:
         self.sums = torch.zeros(columns, dtype=torch.float64, device=device)
         self.squares = torch.zeros_like(self.sums)
         self.tokens = 0
+        self.sequences = 0
 
     def add(self, inputs: Tensor) -> None:
-        """Add a batch [..., columns] of any float dtype."""
+        """Add a batch [sequences, tokens, columns] of any float dtype."""
         rows = inputs.reshape(-1, inputs.shape[-1])
         for piece in rows.split(2048):
             wide = piece.double()
             self.sums += wide.sum(dim=0)
             self.squares += wide.square_().sum(dim=0)
         self.tokens += rows.shape[0]
+        self.sequences += inputs.shape[0]
 
     def check(self, where: str) -> None:
         """Raises NonFiniteError naming ``where`` if any input was NaN or infinite."""
@@ -68,6 +71,7 @@ class Moments:
         self._gram = Gram(columns, dtype, device) if Statistic.GRAM in needs else None
         self._columns = Columns(columns, device) if needs & ~Statistic.GRAM else None
         self._factors: dict[tuple[float, bool], Factor] = {}
+        self._eigen: dict[float, Eigen] = {}
 
     def add(self, inputs: Tensor) -> None:
         """Add a batch [sequences, tokens, columns] of any float dtype."""
@@ -95,6 +99,12 @@ class Moments:
         return columns.sums / max(1, columns.tokens)
 
     @property
+    def length(self) -> float:
+        """Tokens per sequence, as gathered for ``Statistic.MEANS``; 0 where there were none."""
+        columns = self._checked(Statistic.MEANS)
+        return columns.tokens / max(1, columns.sequences)
+
+    @property
     def variances(self) -> Tensor:
         """Population variance of every column [columns] float64, never negative. Raises NonFiniteError."""
         columns = self._checked(Statistic.VARIANCES)
@@ -109,6 +119,19 @@ class Moments:
             hessian = self.gram.hessian() if reference else self.gram.matrix
             self._factors[key] = factorise(hessian, percdamp, reference=reference, where=self.where)
         return self._factors[key]
+
+    def eigen(self, percdamp: float) -> Eigen:
+        """The damped Hessian's eigendecomposition. Raises HessianError, NonFiniteError."""
+        if percdamp not in self._eigen:
+            self.gram.check(self.where)
+            self._eigen[percdamp] = decompose(self.gram.matrix, percdamp, where=self.where)
+        return self._eigen[percdamp]
+
+    @property
+    def dead(self) -> int:
+        """How many columns were zero in every token."""
+        squares = self._columns.squares if self._columns is not None else self.gram.matrix.diagonal()
+        return int((squares == 0).sum())
 
     def _checked(self, statistic: Statistic) -> Columns:
         if self._columns is None or statistic not in self.needs:

@@ -167,7 +167,7 @@ class _Walk:
                 calibration_error=error,
                 heldout_error=None,
                 damping=factor.damping if factor else None,
-                dead_columns=int(factor.dead.sum()) if factor else 0,
+                dead_columns=moments.dead if moments is not None else 0,
                 escalations=factor.escalations if factor else 0,
                 seconds=seconds,
             )
