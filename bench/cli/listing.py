@@ -54,7 +54,7 @@ def _methods() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         entry = registry.method(registry.spelling(short.name).rule)
         row = {"method": short.name, **_described(entry), "parameters": dict(short.parameters)}
         rows.append({**row, "summary": f"short for {short.spelling}: {short.summary}"})
-    return rows, ("method", "summary", "calibrated", "parameters", "paper")
+    return rows, ("method", "summary", "calibrated", "parameters", "paper", "origin")
 
 
 def _described(entry: Method | AllocationEntry | RefinementEntry) -> dict[str, Any]:
@@ -71,14 +71,14 @@ def _allocations() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     from methods import registry
 
     rows = [{"allocation": name, **_described(entry)} for name, entry in registry.allocations().items()]
-    return rows, ("allocation", "summary", "calibrated", "parameters", "paper")
+    return rows, ("allocation", "summary", "calibrated", "parameters", "paper", "origin")
 
 
 def _refinements() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     from methods import registry
 
     rows = [{"refinement": name, **_described(entry)} for name, entry in registry.refinements().items()]
-    return rows, ("refinement", "summary", "calibrated", "parameters", "paper")
+    return rows, ("refinement", "summary", "calibrated", "parameters", "paper", "origin")
 
 
 def _parameters() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
