@@ -231,7 +231,7 @@ def _hessian_columns(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -
     """(columns, rows that share it) of every Hessian in a block."""
     from methods.families import family_of
 
-    if cell.calibration is None or _pruned(cell, shape).slices is not None:
+    if cell.calibration is None:
         return []
     family = family_of(shape)
     matrices = {matrix.name: matrix for matrix in family.matrices(shape)}
@@ -250,8 +250,9 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
 
     itemsize = _ITEMSIZE[cell.dtype]
     columns = [width for width, _ in _hessian_columns(cell, config, shape)]
-    workspace = 3 * max(columns, default=0) ** 2
-    if cell.schedule == "blockwise":
+    work = _work(cell)
+    workspace = max(work.workspace, 3 if work.products_before else 0) * max(columns, default=0) ** 2
+    if work.products_before or (work.workspace and cell.schedule == "blockwise"):
         # All Hessians of a block are held at once.
         workspace += sum(width**2 for width in columns)
     sliced = _pruned(cell, shape).slices is not None
@@ -297,8 +298,29 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
     return spilt + (states if cell.dense else parameters(_pruned(cell, shape)) * itemsize)
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a cell's method declares of its work: see ``methods.entries``."""
+
+    workspace: int = 0
+    products: int = 0
+    passes_before: int = 0
+    products_before: int = 0
+
+
+def _work(cell: Cell) -> _Work:
+    from methods import registry
+
+    if cell.dense or cell.calibration is None:
+        return _Work()
+    parts = registry.spelling(cell.method)
+    entry = registry.method(parts.rule)
+    allocation = registry.allocations()[parts.allocation or "uniform"]
+    return _Work(entry.workspace, entry.products, allocation.passes, allocation.products)
+
+
 def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
-    """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and sweeps (2 r d²).
+    """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and products such as sweeps (2 r d² each).
 
     Slicing: a Gram matrix and a lift (2 n d² each) and an eigendecomposition (9 d³) for each of two segments a
     block; every matrix is rotated once.
@@ -316,13 +338,16 @@ def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
     passes = 2 if cell.schedule == "blockwise" else 1
     head = 2 * shape.vocabulary * shape.embedding_width
     per_token = flops_per_token(shape, cell.calibration.length or shape.positions) - head
-    total += passes * (drawn + heldout) * per_token
+    work = _work(cell)
+    total += (passes * (drawn + heldout) + work.passes_before * drawn) * per_token
     if sliced.slices is not None:
         width = shape.width
         rotations = 2 * (prunable(shape) + 2 * shape.vocabulary * width) * width
         return total + rotations + 2 * shape.blocks * (4 * drawn * width**2 + 9 * width**3)
-    for columns, rows in _hessian_columns(cell, config, shape):
-        total += shape.blocks * (2 * drawn * columns**2 + 3 * columns**3 + 2 * rows * columns**2)
+    for products in (work.products, work.products_before):
+        for columns, rows in _hessian_columns(cell, config, shape) if products else ():
+            once = 2 * drawn * columns**2 + 3 * columns**3 + products * 2 * rows * columns**2
+            total += shape.blocks * once
     return total
 
 

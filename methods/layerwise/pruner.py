@@ -84,6 +84,7 @@ class LayerwisePruner:
             target = sized(target, Inventory.of_source(source))
         with clock("allocate"):
             budgets = self.allocation(source, calibration, target, run)
+        clock.seconds["allocate"] += getattr(budgets, "earlier", 0.0)
 
         def solve(index: int, matrix: Matrix, weight: Tensor, moments: Moments | None) -> Solution:
             budget = budgets[index, matrix.name]

@@ -46,7 +46,8 @@ def slice_blocks(
     Each segment's basis is found on the un-normalised residual stream as the already sliced part of the model
     makes it, in float64. Held-out errors: of a linear that reads the stream, that of its output on the stream cut
     by the basis just found, against the stream before that cut; of one that writes to it, the share of its output
-    that the next basis does not hold. What earlier cuts did to the stream is in neither. Raises NonFiniteError, CheckpointError, MachineError.
+    that the next basis does not hold. What earlier cuts did to the stream is in neither. Raises NonFiniteError,
+    CheckpointError, MachineError.
     """
     slicing = _Slicing(source, calibration, slices, orientation, sink, run)
     point = ResumePoint(run.work, run.identity) if run.work is not None else None

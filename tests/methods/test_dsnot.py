@@ -125,7 +125,7 @@ def test_constant_and_dead_inputs_make_no_nan() -> None:
     sums = dense.double() * inputs.double().sum(dim=0)
     same = (sums[:, 5] > 0) == (sums.masked_fill(~mask, 0).sum(dim=1) > 0)
     assert bool((~after[changed & same, 5]).all()), "a constant input comes back first"
-    assert 0 < int((changed & same).sum()) and bool(after[:, 6].all())
+    assert int((changed & same).sum()) > 0 and bool(after[:, 6].all())
 
 
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def _achieved(source: CheckpointSource) -> tuple[int, int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("method", ["magnitude", "magnitude@global", "sparsegpt"])
+@pytest.mark.parametrize("method", ["magnitude", "magnitude@global", "sparsegpt", "wanda@owl"])
 @pytest.mark.parametrize("target", ["params-20%", "params-33.333%", "bytes-30%", "bytes-10%"])
 def test_the_size_is_reached_and_barely(
     tmp_path: Path, family: str, dtype: torch.dtype, method: str, target: str

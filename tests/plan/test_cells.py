@@ -198,7 +198,7 @@ def test_a_plan_refuses_more_cells_in_place() -> None:
         ({"models": "gpt-*"}, "no model matches"),
         ({"methods": "sparsgpt"}, "did you mean 'sparsegpt'"),
         ({"methods": "magnitude@globl"}, "global"),
-        ({"methods": "magnitude+dsnot"}, "dsnot"),
+        ({"methods": "magnitude+dsnt"}, "did you mean 'dsnot'"),
         ({"assignments": ("sparsegpt.percdam=1",)}, "did you mean 'percdamp'"),
         ({"assignments": ("sparsegpt.percdamp=x",)}, "a finite number"),
         ({"assignments": ("sparsegpt.percdamp=-1",)}, "at least 0"),
