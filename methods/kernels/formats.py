@@ -340,20 +340,22 @@ for _name, _kernel in (
 torch.library.register_fake("prune_bench::bitmap_scan", _scan_outputs, lib=_library)
 
 
-@torch.library.register_fake("prune_bench::bitmap_gather", lib=_library)
 def _gathered(weight: Tensor, bitmap: Tensor, offsets: Tensor, nonzeros: int) -> Tensor:
     return weight.new_empty(nonzeros)
 
 
-@torch.library.register_fake("prune_bench::bitmap_unpack", lib=_library)
 def _unpacked(
     bitmap: Tensor, offsets: Tensor | None, values: Tensor, columns: int, keep: int, group: int
 ) -> Tensor:
     return values.new_empty((bitmap.shape[0], columns))
 
 
-@torch.library.register_fake("prune_bench::bitmap_fault", lib=_library)
 def _found(
     bitmap: Tensor, offsets: Tensor | None, nonzeros: int, columns: int, keep: int, group: int
 ) -> Tensor:
     return bitmap.new_empty((), dtype=torch.int64)
+
+
+torch.library.register_fake("prune_bench::bitmap_gather", _gathered, lib=_library)
+torch.library.register_fake("prune_bench::bitmap_unpack", _unpacked, lib=_library)
+torch.library.register_fake("prune_bench::bitmap_fault", _found, lib=_library)

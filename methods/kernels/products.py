@@ -217,7 +217,6 @@ _library.impl("dense_matmul", twin.dense_matmul, "CompositeExplicitAutograd")
 _library.impl("dense_matmul", _dense_cpu, "CPU")
 
 
-@torch.library.register_fake("prune_bench::bitmap_matmul", lib=_library)
 def _bitmap_shape(
     x: Tensor,
     bitmap: Tensor,
@@ -232,6 +231,9 @@ def _bitmap_shape(
     return x.new_empty((x.shape[0], bitmap.shape[0]))
 
 
-@torch.library.register_fake("prune_bench::dense_matmul", lib=_library)
 def _dense_shape(x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+torch.library.register_fake("prune_bench::bitmap_matmul", _bitmap_shape, lib=_library)
+torch.library.register_fake("prune_bench::dense_matmul", _dense_shape, lib=_library)
