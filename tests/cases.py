@@ -116,3 +116,68 @@ SPEED = [
     for rows in (576, 3072)
     for choice in ({"masked": True}, {"keep": 2, "group": 4}, {"masked": True, "bits": 4})
 ]
+
+
+@dataclass(frozen=True)
+class ProductCase:
+    """A product of a pruned matrix [rows, columns], `dtype` stored, with some tokens; pattern as for sweeps."""
+
+    rows: int
+    columns: int
+    tokens: int
+    dtype: torch.dtype = torch.float32
+    sparsity: float = 0.5
+    keep: int = 0
+    group: int = 0
+
+    def __str__(self) -> str:
+        pattern = f"{self.keep}:{self.group}" if self.group else f"{self.sparsity:g}"
+        return f"{self.rows}x{self.columns}-{pattern}-{str(self.dtype).removeprefix('torch.')}-b{self.tokens}"
+
+
+def product_inputs(case: ProductCase, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight with zeros (in the stored dtype; float32 for int8), x (a view with odd strides), bias."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(case.rows, case.columns, generator=generator)
+    draw = torch.rand(case.rows, case.columns, generator=generator)
+    if case.group:
+        order = draw.unflatten(1, (case.columns // case.group, case.group)).argsort(2).argsort(2)
+        removed = (order >= case.keep).flatten(1)
+    else:
+        removed = draw < case.sparsity
+    weight = weight.masked_fill(removed, 0).to(torch.float32 if case.dtype == torch.int8 else case.dtype)
+    x = torch.randn(case.tokens, case.columns + 5, generator=generator)[:, 2 : 2 + case.columns]
+    return weight, x, torch.randn(case.rows, generator=generator)
+
+
+PRODUCTS = [
+    *(
+        ProductCase(rows, columns, tokens, dtype)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+        for rows, columns, tokens in (
+            (0, 8, 2),
+            (5, 0, 3),
+            (4, 8, 0),
+            (1, 1, 1),
+            (3, 7, 5),
+            (2, 64, 4),
+            (17, 63, 2),
+            (33, 65, 3),
+            (70, 200, 1),
+            (45, 577, 16),
+            (40, 300, 70),
+            (9, 1030, 300),
+        )
+    ),
+    *(
+        ProductCase(50, 200, tokens, sparsity=sparsity)
+        for tokens in (1, 4, 16)
+        for sparsity in (0.0, 0.99, 1.0)
+    ),
+    *(
+        ProductCase(21, 240, tokens, keep=keep, group=group)
+        for tokens in (1, 20)
+        for keep, group in ((2, 4), (1, 3))
+    ),
+    ProductCase(21, 240, 2, torch.int8, keep=4, group=8),
+]

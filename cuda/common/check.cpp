@@ -59,6 +59,14 @@ const char* prune_bench_message(int32_t status) {
       return "the CUDA kernel takes at most 128 columns";
     case PRUNE_BENCH_LAUNCH_FAILED:
       return "the CUDA kernel could not be launched";
+    case PRUNE_BENCH_BAD_STRIDE:
+      return "the rows of an output or of a product's input must not overlap";
+    case PRUNE_BENCH_MISALIGNED:
+      return "a pointer is not aligned to its element";
+    case PRUNE_BENCH_BAD_DTYPE:
+      return "values are float32, bfloat16, float16, or int8 with scales; packing takes items of 1, 2 or 4 bytes";
+    case PRUNE_BENCH_BAD_FORMAT:
+      return "bitmap, offsets and values do not belong together";
     default:
       return "unknown status";
   }

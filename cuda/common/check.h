@@ -7,5 +7,13 @@ namespace prune_bench {
 
 // First fault of the parameters that does not depend on the device.
 int32_t check(const prune_bench_obs_sweep_params* params) noexcept;
+int32_t check(const prune_bench_bitmap_matmul_params* params) noexcept;
+int32_t check(const prune_bench_dense_matmul_params* params) noexcept;
+int32_t check(const prune_bench_bitmap_pack_params* params) noexcept;
+int32_t check(const prune_bench_bitmap_unpack_params* params) noexcept;
+int32_t check(const prune_bench_bitmap& weight) noexcept;  // sizes and pointers; scales only where they are set
+
+// Bytes of one stored weight, 0 for an unknown dtype.
+int64_t itemsize(int32_t dtype) noexcept;
 
 }  // namespace prune_bench

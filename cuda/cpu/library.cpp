@@ -1,29 +1,14 @@
-// The CPU library's C interface: checks, choice of the variant, packing, and the spreading of tiles over threads.
-#include <cstdlib>
-#include <memory>
+// The sweep's C interface on CPUs: checks, choice of the variant, packing, and the spreading of tiles over threads.
 #include <new>
 
+#include "buffer.h"
 #include "check.h"
+#include "isa.h"
 #include "pool.h"
 #include "sweep.h"
 
 namespace prune_bench {
 namespace {
-
-bool runs_here(int32_t isa) noexcept {
-  switch (isa) {
-    case PRUNE_BENCH_ISA_PORTABLE:
-      return true;
-#if defined(PRUNE_BENCH_X86)
-    case PRUNE_BENCH_ISA_AVX2:
-      return __builtin_cpu_supports("avx2");
-    case PRUNE_BENCH_ISA_AVX512:
-      return __builtin_cpu_supports("avx512f");
-#endif
-    default:
-      return false;
-  }
-}
 
 const SweepVariant* variant(int32_t isa) noexcept {
 #if defined(PRUNE_BENCH_X86)
@@ -33,20 +18,6 @@ const SweepVariant* variant(int32_t isa) noexcept {
   }
 #endif
   return isa == PRUNE_BENCH_ISA_BEST || isa == PRUNE_BENCH_ISA_PORTABLE ? &kPortableSweep : nullptr;
-}
-
-struct Free {
-  void operator()(void* memory) const noexcept { std::free(memory); }
-};
-
-template <typename T>
-using Buffer = std::unique_ptr<T[], Free>;
-
-// `count` elements on a cache-line boundary, or null.
-template <typename T>
-Buffer<T> allocate(int64_t count) noexcept {
-  const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
-  return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, bytes == 0 ? 64 : bytes)));
 }
 
 // The factor, cut into panels that no group of the selection straddles unless it is wider than a panel.

@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a meaning below changes; the loader refuses a library with another number. */
-#define PRUNE_BENCH_ABI 2
+#define PRUNE_BENCH_ABI 3
 
 enum prune_bench_status {
   PRUNE_BENCH_OK = 0,
@@ -31,14 +31,19 @@ enum prune_bench_status {
   PRUNE_BENCH_NO_SUCH_ISA = 7,
   PRUNE_BENCH_OUT_OF_MEMORY = 8,
   PRUNE_BENCH_TOO_WIDE = 9,
-  PRUNE_BENCH_LAUNCH_FAILED = 10
+  PRUNE_BENCH_LAUNCH_FAILED = 10,
+  PRUNE_BENCH_BAD_STRIDE = 11,
+  PRUNE_BENCH_MISALIGNED = 12,
+  PRUNE_BENCH_BAD_DTYPE = 13,
+  PRUNE_BENCH_BAD_FORMAT = 14
 };
 
 enum prune_bench_isa_id {
   PRUNE_BENCH_ISA_BEST = 0,
   PRUNE_BENCH_ISA_PORTABLE = 1,
   PRUNE_BENCH_ISA_AVX2 = 2,
-  PRUNE_BENCH_ISA_AVX512 = 3
+  PRUNE_BENCH_ISA_AVX512 = 3,
+  PRUNE_BENCH_ISA_AVX512_VBMI2 = 4 /* sparse products only */
 };
 
 /* One block of columns of the optimal-brain-surgeon sweep (SparseGPT, Frantar & Alistarh 2023, algorithm 1).
@@ -88,6 +93,117 @@ PRUNE_BENCH_EXPORT const char* prune_bench_cpu_isa(void);
 /* CUDA. Pointers are device pointers, `stream` a cudaStream_t of the current device; returns once launched.
  * At most 128 columns. */
 PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_obs_sweep(const prune_bench_obs_sweep_params* params, void* stream);
+
+/* How a packed or dense weight is stored. INT8 goes with one float32 scale a row: weight = scale * value. */
+enum prune_bench_dtype {
+  PRUNE_BENCH_FLOAT32 = 0,
+  PRUNE_BENCH_BFLOAT16 = 1,
+  PRUNE_BENCH_FLOAT16 = 2,
+  PRUNE_BENCH_INT8 = 3
+};
+
+/* A sparse matrix as bitmap and packed values.
+ *
+ * Bit c % 64 of word c / 64 of a row says whether column c is stored; bits from `columns` on are zero. The stored
+ * values of a row follow each other by column, the rows by number. Row r's values begin at offsets[r], or, with
+ * `group` > 0, at r * (columns / group * keep): then each `group` consecutive columns store exactly `keep` (N:M).
+ *
+ * Nothing here is trusted: whatever the bytes say, an entry reads within the sizes given, and one whose bitmap,
+ * offsets and values disagree returns PRUNE_BENCH_BAD_FORMAT. */
+typedef struct prune_bench_bitmap {
+  int32_t dtype; /* prune_bench_dtype of the values */
+  int32_t keep;  /* 0..group */
+  int32_t group; /* 0: offsets; else a divisor of columns */
+  int32_t reserved;
+  int64_t rows;
+  int64_t columns;
+  int64_t nonzeros;       /* values stored */
+  const uint64_t* bitmap; /* [rows, ceil(columns / 64)] */
+  const int64_t* offsets; /* [rows + 1], from 0 to nonzeros; NULL with group */
+  const void* values;     /* [nonzeros] */
+  const float* scales;    /* [rows] with INT8, else NULL */
+} prune_bench_bitmap;
+
+/* y[t, r] = bias[r] + sum over c of weight[r, c] x[t, c], accumulated in float32. A NaN or infinity in x may or may not
+ * spread through a weight that is not stored. Any thread count gives the same bits. */
+typedef struct prune_bench_bitmap_matmul_params {
+  int32_t abi;
+  int32_t isa;     /* CPU only */
+  int32_t threads; /* CPU only */
+  int32_t reserved;
+  prune_bench_bitmap weight;
+  int64_t tokens;
+  const float* x; /* [tokens, columns] */
+  int64_t x_row_stride;
+  const float* bias; /* [rows] or NULL */
+  float* y;          /* out: [tokens, rows] */
+  int64_t y_row_stride;
+} prune_bench_bitmap_matmul_params;
+
+/* The same product of a dense weight: what sparse products are measured against. */
+typedef struct prune_bench_dense_matmul_params {
+  int32_t abi;
+  int32_t isa;
+  int32_t threads;
+  int32_t dtype;
+  int64_t rows;
+  int64_t columns;
+  const void* weight; /* [rows, columns] */
+  int64_t weight_row_stride;
+  const float* scales; /* [rows] with INT8, else NULL */
+  int64_t tokens;
+  const float* x; /* [tokens, columns] */
+  int64_t x_row_stride;
+  const float* bias; /* [rows] or NULL */
+  float* y;          /* out: [tokens, rows] */
+  int64_t y_row_stride;
+} prune_bench_dense_matmul_params;
+
+/* Packing of a dense matrix in two steps, bit for bit: stored is what `mask` names, or without one every entry whose
+ * bits are not all zero (so -0 and NaN are). */
+typedef struct prune_bench_bitmap_pack_params {
+  int32_t abi;
+  int32_t threads;
+  int32_t itemsize; /* 1, 2 or 4 */
+  int32_t reserved;
+  int64_t rows;
+  int64_t columns;
+  const void* weight; /* [rows, columns]; the first step needs it only without a mask */
+  int64_t weight_row_stride;
+  int64_t weight_column_stride;
+  const uint8_t* mask; /* [rows, columns], non-zero: store; or NULL */
+  int64_t mask_row_stride;
+  int64_t mask_column_stride;
+  uint64_t* bitmap; /* [rows, ceil(columns / 64)]: written by the first step, read by the second */
+  int64_t* offsets; /* [rows + 1]: likewise */
+  int64_t nonzeros; /* second step: what there is room for */
+  void* values;     /* second step, out: [nonzeros] */
+} prune_bench_bitmap_pack_params;
+
+typedef struct prune_bench_bitmap_unpack_params {
+  int32_t abi;
+  int32_t threads;
+  int64_t dense_row_stride;
+  prune_bench_bitmap weight; /* its scales are not applied and may be NULL */
+  void* dense;               /* out: [rows, columns] of the values' dtype */
+} prune_bench_bitmap_unpack_params;
+
+/* CPU. Each returns a prune_bench_status. */
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_matmul(const prune_bench_bitmap_matmul_params* params);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_dense_matmul(const prune_bench_dense_matmul_params* params);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_scan(const prune_bench_bitmap_pack_params* params);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_gather(const prune_bench_bitmap_pack_params* params);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_unpack(const prune_bench_bitmap_unpack_params* params);
+
+/* CPU. Whether bitmap, offsets and values belong together; *bad_row is the first row where they do not, -1 where all
+ * do or the fault is of no row. Reads no value. */
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_validate(int32_t abi, const prune_bench_bitmap* weight,
+                                                           int64_t* bad_row);
+
+/* CUDA, as the sweep above. Any number of tokens; meant for few. `*fault` (device memory, set to 0 by the caller)
+ * becomes non-zero where bitmap, offsets and values disagree. */
+PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_bitmap_matmul(const prune_bench_bitmap_matmul_params* params,
+                                                          int32_t* fault, void* stream);
 
 /* Both. The project's version, the ABI number, and one line in English for a status. */
 PRUNE_BENCH_EXPORT const char* prune_bench_version(void);

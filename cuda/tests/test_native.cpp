@@ -15,19 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include "checks.h"
 #include "prune_bench.h"
 
 namespace {
-
-int failures = 0;
-int checks = 0;
-
-void expect(bool good, const std::string& what) {
-  ++checks;
-  if (good) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
 
 struct Case {
   int64_t rows;
@@ -319,6 +310,7 @@ void a_forked_child_computes() {}  // the thread sanitizer does not follow threa
 }  // namespace
 
 int main() {
+  products();
   every_variant_gives_the_plain_bits();
   bad_parameters_are_named();
   callers_do_not_disturb_each_other();

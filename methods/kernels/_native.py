@@ -12,42 +12,14 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from methods.kernels._structs import ObsSweepParams
 
 __all__ = ["ABI", "ISA_IDS", "Library", "ObsSweepParams", "cpu_has_isa", "load"]
 
-ABI = 2
-ISA_IDS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3}
-
-
-class ObsSweepParams(ctypes.Structure):
-    """``prune_bench_obs_sweep_params`` of cuda/include/prune_bench.h, field for field."""
-
-    _fields_ = (
-        ("abi", ctypes.c_int32),
-        ("isa", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-        ("keep", ctypes.c_int32),
-        ("group", ctypes.c_int32),
-        ("levels", ctypes.c_int32),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("weight", ctypes.c_void_p),
-        ("weight_row_stride", ctypes.c_int64),
-        ("weight_column_stride", ctypes.c_int64),
-        ("factor", ctypes.c_void_p),
-        ("factor_row_stride", ctypes.c_int64),
-        ("factor_column_stride", ctypes.c_int64),
-        ("mask", ctypes.c_void_p),
-        ("mask_row_stride", ctypes.c_int64),
-        ("mask_column_stride", ctypes.c_int64),
-        ("divisor", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("zero", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("errors", ctypes.c_void_p),
-        ("removed", ctypes.c_void_p),
-        ("loss", ctypes.c_void_p),
-    )
+ABI = 3
+ISA_IDS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3, "avx512vbmi2": 4}
 
 
 @dataclass(frozen=True)
@@ -67,18 +39,21 @@ class Library:
 
     def obs_sweep(self, params: ObsSweepParams, stream: int | None = None) -> None:
         """Run the sweep; raises RuntimeError with the library's own line where it refuses."""
-        handle = self.handle
-        if handle is None:
+        status = self.call("obs_sweep", params, *(() if self.kind == "cpu" else (ctypes.c_void_p(stream),)))
+        self.expect(status, f"obs_sweep on {params.rows} x {params.columns}")
+
+    def call(self, name: str, params: ctypes.Structure, *more: Any) -> int:
+        """The status that ``prune_bench_<kind>_<name>`` returns. Raises RuntimeError without a library."""
+        if self.handle is None:
             raise RuntimeError(f"no {self.kind} library: {self.reason}")
-        if self.kind == "cuda":
-            status = handle.prune_bench_cuda_obs_sweep(ctypes.byref(params), ctypes.c_void_p(stream))
-        else:
-            status = handle.prune_bench_cpu_obs_sweep(ctypes.byref(params))
-        if status != 0:
-            line = handle.prune_bench_message(status).decode()
-            raise RuntimeError(
-                f"native obs_sweep on {params.rows} x {params.columns}: {line} (status {status})"
-            )
+        status: int = getattr(self.handle, f"prune_bench_{self.kind}_{name}")(ctypes.byref(params), *more)
+        return status
+
+    def expect(self, status: int, what: str) -> None:
+        """Raise RuntimeError with the library's own line unless ``status`` is 0."""
+        if status != 0 and self.handle is not None:
+            line = self.handle.prune_bench_message(status).decode()
+            raise RuntimeError(f"native {what}: {line} (status {status})")
 
 
 @cache

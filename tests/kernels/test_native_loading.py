@@ -14,7 +14,7 @@ import cases
 import pytest
 import torch
 
-from methods.kernels import _native
+from methods.kernels import _native, _structs
 from methods.kernels.operators import native_status, obs_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,11 +92,11 @@ def test_another_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = _native.load("cpu")
     if loaded.handle is None:
         pytest.skip(f"needs the native CPU library: {loaded.reason}")
-    ours = _native.ABI
+    built = _native.ABI
     monkeypatch.setattr(_native, "ABI", 999)
     library = _native.open_library("cpu", Path(loaded.path))
     assert library.handle is None
-    assert f"has interface {ours}, this package needs 999: reinstall" in library.reason
+    assert f"has interface {built}, this package needs 999: reinstall" in library.reason
 
 
 def test_status_names_both_libraries() -> None:
@@ -118,15 +118,28 @@ def test_one_version_everywhere() -> None:
         assert loaded.version == project
 
 
-def test_the_struct_matches_the_header() -> None:
+@pytest.mark.parametrize(
+    ("name", "mirror"),
+    [
+        ("obs_sweep_params", _structs.ObsSweepParams),
+        ("bitmap", _structs.BitmapStruct),
+        ("bitmap_matmul_params", _structs.BitmapMatmulParams),
+        ("dense_matmul_params", _structs.DenseMatmulParams),
+        ("bitmap_pack_params", _structs.BitmapPackParams),
+        ("bitmap_unpack_params", _structs.BitmapUnpackParams),
+    ],
+)
+def test_the_structs_match_the_header(name: str, mirror: type[ctypes.Structure]) -> None:
     header = (ROOT / "cuda" / "include" / "prune_bench.h").read_text(encoding="utf-8")
-    body = header.split("typedef struct prune_bench_obs_sweep_params {")[1].split(
-        "} prune_bench_obs_sweep_params;"
-    )[0]
+    body = header.split(f"typedef struct prune_bench_{name} {{")[1].split(f"}} prune_bench_{name};")[0]
     declared = re.findall(r"^\s*(?:const )?(\w+) ?(\*?) ?(\w+);", body, flags=re.MULTILINE)
-    kinds = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64}
-    wanted = [(name, ctypes.c_void_p if star else kinds[kind]) for kind, star, name in declared]
-    assert [(name, kind) for name, kind, *_ in _native.ObsSweepParams._fields_] == wanted
+    kinds = {
+        "int32_t": ctypes.c_int32,
+        "int64_t": ctypes.c_int64,
+        "prune_bench_bitmap": _structs.BitmapStruct,
+    }
+    wanted = [(field, ctypes.c_void_p if star else kinds[kind]) for kind, star, field in declared]
+    assert [(field, kind) for field, kind, *_ in mirror._fields_] == wanted
     abi = re.search(r"#define PRUNE_BENCH_ABI (\d+)", header)
     assert abi is not None
     assert int(abi[1]) == _native.ABI
