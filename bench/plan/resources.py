@@ -256,7 +256,27 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
         + _LOGIT_BYTES
         + states
     )
-    return _BASE + int(_SLACK * max(parts, _whole_model(cell, shape)))
+    ours = _BASE + int(_SLACK * max(parts, _whole_model(cell, shape)))
+    return max(ours, _BASE + _outside(cell, shape)[0])
+
+
+def _outside(cell: Cell, shape: ModelShape) -> tuple[int, int]:
+    """Bytes of memory and disk that another program takes where one does the work; this one waits meanwhile.
+
+    It holds the model whole in float32, a Hessian for every matrix of a block, and states of all windows; a copy
+    of the model and its result lie on disk.
+    """
+    from methods import registry
+    from methods.families import family_of
+    from methods.families.sizes import parameters
+
+    if cell.dense or not registry.method(registry.spelling(cell.method).rule).outside:
+        return 0, 0
+    matrices = family_of(shape).matrices(shape)
+    hessians = sum(matrix.columns**2 for matrix in matrices) if _work(cell).workspace else 0
+    states = 2 * _calibration_tokens(cell, shape)[0] * shape.width
+    size = parameters(shape)
+    return _BASE + int(_SLACK * 4 * (size + hessians + states)), 2 * 4 * size
 
 
 def _whole_model(cell: Cell, shape: ModelShape) -> int:
@@ -275,7 +295,7 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
     spilt = max(0, 2 * _hidden_bytes(cell, shape) - cell.hidden_budget)
     itemsize = _ITEMSIZE[cell.dtype]
     states = _evaluation_tokens(cell, shape)[0] * shape.width * itemsize
-    return spilt + (states if cell.dense else parameters(shape) * itemsize)
+    return spilt + (states if cell.dense else parameters(shape) * itemsize) + _outside(cell, shape)[1]
 
 
 @dataclass(frozen=True, slots=True)
