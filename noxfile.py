@@ -82,6 +82,8 @@ def wheel(session: nox.Session) -> None:
         "assert not extra, f'unexpected top-level names: {extra}'\n"
         "assert any(f.suffix == '.safetensors' for f in files), 'the packaged models are missing'\n"
         "assert any('templates' in f.parts for f in files), 'the report templates are missing'\n"
+        "assert any(f.match('methods/contract/suite.py') for f in files), 'the contract is missing'\n"
+        "assert any(f.match('llmcompressor/worker.py') for f in files), 'the worker is missing'\n"
         "from methods.kernels.operators import native_status\n"
         "print(native_status()[0])\n"
     )

@@ -49,7 +49,7 @@ def _stubs() -> Iterator[None]:
         sys.modules.update(kept)
 
 
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_process(monkeypatch: pytest.MonkeyPatch, version: str = "0.14.9") -> None:
     """Let the worker's work be done here, by the stub: many times as quick as a process for each."""
 
     def work(python: str, job: Path, **_: Any) -> None:
@@ -59,6 +59,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         (Path(described["out"]) / "result.json").write_text(json.dumps(result))
 
     monkeypatch.setattr(pruner, "run_worker", work)
-    monkeypatch.setattr(pruner, "find", lambda python: python or "here")
-    monkeypatch.setattr(pruner, "versions", lambda python: {"llmcompressor": "0.14.9"})
-    monkeypatch.setenv(interpreter.VARIABLE, sys.executable)
+    for module in (pruner, interpreter):
+        monkeypatch.setattr(module, "find", lambda python: python or "here")
+        monkeypatch.setattr(module, "versions", lambda python: {"llmcompressor": version})

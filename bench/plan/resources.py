@@ -272,7 +272,9 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
         + _LOGIT_BYTES
         + states
     )
-    return _BASE + int(_SLACK * max(parts, _whole_model(cell, shape), _sensitivities(cell, shape).memory))
+    whole = max(_whole_model(cell, shape), _sensitivities(cell, shape).memory)
+    ours = _BASE + int(_SLACK * max(parts, whole))
+    return max(ours, _BASE + _outside(cell, shape)[0])
 
 
 def _sensitivities(cell: Cell, shape: ModelShape) -> Cost:
@@ -294,6 +296,25 @@ def _slicing_bytes(shape: ModelShape) -> int:
     return 8 * (7 * shape.width**2 + 2 * shape.feedforward * shape.width)
 
 
+def _outside(cell: Cell, shape: ModelShape) -> tuple[int, int]:
+    """Bytes of memory and disk that another program takes where one does the work; this one waits meanwhile.
+
+    It holds the model whole in float32, a Hessian for every matrix of a block, and states of all windows; a copy
+    of the model and its result lie on disk.
+    """
+    from methods import registry
+    from methods.families import family_of
+    from methods.families.sizes import parameters
+
+    if cell.dense or not registry.method(registry.spelling(cell.method).rule).outside:
+        return 0, 0
+    matrices = family_of(shape).matrices(shape)
+    hessians = sum(matrix.columns**2 for matrix in matrices) if _work(cell).workspace else 0
+    states = 2 * _calibration_tokens(cell, shape)[0] * shape.width
+    size = parameters(shape)
+    return _BASE + int(_SLACK * 4 * (size + hessians + states)), 2 * 4 * size
+
+
 def _whole_model(cell: Cell, shape: ModelShape) -> int:
     """Bytes of the model in memory with a batch of logits and their softmax, where a phase needs it whole."""
     from methods.families.sizes import parameters
@@ -311,7 +332,8 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
     spilt = max(spilt, _sensitivities(cell, shape).spilt)
     itemsize = _ITEMSIZE[cell.dtype]
     states = _evaluation_tokens(cell, shape)[0] * shape.width * itemsize
-    return spilt + (states if cell.dense else parameters(_pruned(cell, shape)) * itemsize)
+    own = states if cell.dense else parameters(_pruned(cell, shape)) * itemsize
+    return spilt + own + _outside(cell, shape)[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,9 @@ def test_parts_that_disagree_are_refused_and_read_within_bounds() -> None:
         bad = Bitmap(bitmap, packed.offsets, packed.values, None, 200)
         for isa in filter(_native.cpu_has_isa, ISAS):
             for tokens in (1, 3, 18):
-                with pytest.raises(RuntimeError, match=r"bitmap_matmul of 20 x 200 .* do not belong together"):
+                with pytest.raises(
+                    RuntimeError, match=r"bitmap_matmul of 20 x 200 .* do not belong together"
+                ):
                     by_library(x[:1].expand(tokens, 200), bad, None, isa=isa)
 
 

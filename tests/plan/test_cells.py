@@ -188,6 +188,22 @@ def test_patterns_that_do_not_divide_become_refusals_with_a_reason() -> None:
     assert all("7" in refusal.reason for refusal in found.refusals)
 
 
+def test_another_program_that_is_not_there_is_a_refusal_and_a_wrong_path_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("BENCH_LLMCOMPRESSOR_PYTHON", raising=False)
+    found = plan(methods="magnitude,llmcompressor-wanda")
+    assert spelled(found) == ["nano-opt dense", "nano-opt magnitude 50%"]
+    (refusal,) = found.refusals
+    assert refusal.reason.startswith(
+        "llm-compressor needs a Python environment of its own and none is named; make one"
+    )
+    with pytest.raises(
+        UserError, match="python is '/no/python', which is no program; make one: python3 -m venv"
+    ):
+        plan(methods="llmcompressor-wanda", assignments=["llmcompressor-wanda.python=/no/python"])
+
+
 def test_a_plan_refuses_more_cells_in_place() -> None:
     found = plan()
     last = found.cells[-1]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_llmcompressor import interpreter_at
 from sample_records import record
 
 from bench.models.registry import entries
@@ -65,6 +66,22 @@ def test_what_a_method_declares_shows_in_its_estimate() -> None:
     assert needs["sparsegpt@levels"].flops > needs["sparsegpt@owl"].flops > sparsegpt.flops
     assert needs["sparsegpt@levels"].memory_bytes > sparsegpt.memory_bytes
     assert needs["wanda+dsnot"] == wanda
+
+
+def test_another_program_holds_the_model_whole_and_copies_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BENCH_LLMCOMPRESSOR_PYTHON", interpreter_at(tmp_path / "python"))
+    parameters = next(entry.parameters for entry in entries() if entry.id == "opt-1.3b")
+    needs = {
+        name: estimate(last(methods=name))
+        for name in ("sparsegpt", *(f"llmcompressor-{rule}" for rule in ("sparsegpt", "wanda", "magnitude")))
+    }
+    ours, theirs = needs["sparsegpt"], needs["llmcompressor-sparsegpt"]
+    assert theirs.memory_bytes > 4 * parameters > ours.memory_bytes
+    assert theirs.disk_bytes == ours.disk_bytes + 8 * parameters
+    assert theirs.memory_bytes > needs["llmcompressor-wanda"].memory_bytes
+    assert needs["llmcompressor-wanda"].memory_bytes > needs["llmcompressor-magnitude"].memory_bytes
 
 
 def test_a_pruned_model_takes_its_parameters_on_disk() -> None:
