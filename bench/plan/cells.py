@@ -224,7 +224,7 @@ def _aimless(entry: Method, settings: Settings) -> str:
 
 def _check_used(settings: Settings, chosen: list[_Method]) -> None:
     """Raises UserError for an option whose targets no method takes: nothing asked for is dropped silently."""
-    taken = {str(target) for method in chosen for target in method.targets}
+    taken = {str(target).partition("+")[0] for method in chosen for target in method.targets}
     for option, words in settings.asked().items():
         if chosen and not taken.intersection(words):
             names = ", ".join(method.name for method in chosen)

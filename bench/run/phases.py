@@ -176,7 +176,9 @@ def _size_metrics(
 
 
 class _Stored:
-    """What tensors add up to; ``packed``: bytes with the matrices among them as bitmaps and non-zeros, in closed form."""
+    """What tensors add up to; ``packed``: bytes with the matrices among them as bitmaps and non-zeros where
+    that is smaller, in closed form.
+    """
 
     def __init__(self) -> None:
         self.parameters = self.nonzero = self.bytes = self.packed = 0
@@ -186,9 +188,8 @@ class _Stored:
         self.parameters += tensor.numel()
         self.nonzero += nonzero
         self.bytes += tensor.nbytes
-        self.packed += (
-            sizes.bitmap_bytes(tensor.numel(), nonzero, tensor.itemsize) if packed else tensor.nbytes
-        )
+        bitmap = sizes.bitmap_bytes(tensor.numel(), nonzero, tensor.itemsize)
+        self.packed += min(bitmap, tensor.nbytes) if packed else tensor.nbytes
 
 
 def _selection_metrics(

@@ -53,12 +53,7 @@ class LayerwisePruner:
         """The reason this target cannot be reached on this model, or None."""
         if shape.slices is not None:
             return f"{self.rule.name} does not prune sliced models; prune the model it was made from"
-        if target.kind in SIZES:
-            try:
-                target = sized(target, Inventory.of_shape(shape))
-            except UnsupportedTarget as error:
-                return str(error)
-        elif target.kind not in ("unstructured", "nm"):
+        if target.kind not in ("unstructured", "nm", *SIZES):
             return f"{self.rule.name} removes weights in place and cannot reach {target}; use a share (50%) or N:M (2:4)"
         if target.bits and not self._quantises():
             return f"{self.rule.name} does not quantise; ask for {str(target).split('+')[0]} without +{target.bits}bit"
@@ -68,6 +63,11 @@ class LayerwisePruner:
                 return reason
             if not getattr(self.allocation, "selects", False):
                 return f"@{self.allocation.name} spreads its budget over every matrix; leave out --layers {self.layers}"
+        if target.kind in SIZES:
+            try:
+                target = sized(target, Inventory.of_shape(shape, self.layers))
+            except UnsupportedTarget as error:
+                return str(error)
         if target.kind == "nm":
             if not self.allocation.patterns:
                 return f"{target} fixes the share of every matrix, which leaves nothing to @{self.allocation.name}"
@@ -94,7 +94,7 @@ class LayerwisePruner:
         run = replace(run, layers=self.layers)
         clock = Stopwatch(source.device)
         if target.kind in SIZES:
-            target = sized(target, Inventory.of_source(source))
+            target = sized(target, Inventory.of_source(source, self.layers))
         with clock("allocate"):
             budgets = self.allocation(source, calibration, target, run)
         clock.seconds["allocate"] += getattr(budgets, "earlier", 0.0)

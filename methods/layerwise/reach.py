@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-
-from torch import Tensor
 
 from methods.errors import UnsupportedTarget
 from methods.families import family_of, sizes
 from methods.interface import BlockSource, ModelShape
 from methods.layerwise.select import round_half_up
+from methods.selection import EVERYTHING, Selection
 from methods.target import Target
 
 __all__ = ["SIZES", "Inventory", "sized"]
@@ -22,9 +20,9 @@ SIZES = ("params", "bytes")
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What a dense model holds: ``parameters`` and ``bytes`` in all; ``matrices``: weights of every prunable one.
+    """What a dense model holds: ``parameters`` and ``bytes`` in all; ``matrices``: weights of every one that is pruned.
 
-    ``itemsize``: bytes of a prunable weight, the most where matrices differ; ``matrix_bytes``: of all of them.
+    ``itemsize``: bytes of a pruned matrix' weight, the most where they differ; ``matrix_bytes``: of all of them.
     """
 
     parameters: int
@@ -34,9 +32,9 @@ class Inventory:
     itemsize: int
 
     @classmethod
-    def of_shape(cls, shape: ModelShape) -> Inventory:
-        """From sizes alone, every parameter taking ``shape.itemsize`` bytes."""
-        matrices = [matrix.size for matrix in family_of(shape).matrices(shape)] * shape.blocks
+    def of_shape(cls, shape: ModelShape, layers: Selection = EVERYTHING) -> Inventory:
+        """From sizes alone, every parameter taking ``shape.itemsize`` bytes; ``layers`` are pruned."""
+        matrices = [matrix.size for _, matrix in layers.of(family_of(shape).matrices(shape), shape.blocks)]
         parameters = sizes.parameters(shape)
         return cls(
             parameters,
@@ -47,29 +45,25 @@ class Inventory:
         )
 
     @classmethod
-    def of_source(cls, source: BlockSource) -> Inventory:
-        """From what is stored, read block by block."""
-        names = [f"{matrix.name}.weight" for matrix in source.family.matrices(source.shape)]
-        rest: list[tuple[int, int]] = [
-            _size(source.raw_outer(name)) for name in source.family.outer_tensors(source.shape)
-        ]
-        matrices: list[tuple[int, int]] = []
-        itemsize = 1
-        for index in range(source.shape.blocks):
+    def of_source(cls, source: BlockSource, layers: Selection = EVERYTHING) -> Inventory:
+        """From what is stored, read block by block; ``layers`` are pruned."""
+        family, shape = source.family, source.shape
+        selected = {(index, matrix.name) for index, matrix in layers.of(family.matrices(shape), shape.blocks)}
+        total = [source.raw_outer(name) for name in family.outer_tensors(shape)]
+        parameters, size = sum(tensor.numel() for tensor in total), sum(tensor.nbytes for tensor in total)
+        matrices: list[int] = []
+        matrix_bytes, itemsize = 0, 1
+        for index in range(shape.blocks):
             block = source.raw_block(index)
-            pruned = [block.pop(name) for name in names]
-            itemsize = max(itemsize, *(weight.itemsize for weight in pruned))
-            matrices += map(_size, pruned)
-            rest += map(_size, block.values())
-        weights, matrix_bytes = _sum(matrices)
-        others, other_bytes = _sum(rest)
-        return cls(
-            weights + others,
-            matrix_bytes + other_bytes,
-            tuple(size for size, _ in matrices),
-            matrix_bytes,
-            itemsize,
-        )
+            for matrix in family.matrices(shape, index):
+                if (index, matrix.name) in selected:
+                    weight = block[f"{matrix.name}.weight"]
+                    matrices.append(weight.numel())
+                    matrix_bytes += weight.nbytes
+                    itemsize = max(itemsize, weight.itemsize)
+            parameters += sum(tensor.numel() for tensor in block.values())
+            size += sum(tensor.nbytes for tensor in block.values())
+        return cls(parameters, size, tuple(matrices), matrix_bytes, itemsize)
 
     def size_without(self, removed: int, kind: str) -> int:
         """Non-zero parameters, or bytes with matrices as bitmaps, once ``removed`` weights are gone."""
@@ -106,6 +100,10 @@ def sized(target: Target, inventory: Inventory) -> Target:
     """
     if target.kind not in SIZES:
         return target
+    if target.kind == "bytes" and target.bits:
+        raise UnsupportedTarget(
+            f"{target}: bytes are reckoned with weights as they are stored, not on a grid; ask for params-… or a share"
+        )
     needed = inventory.to_remove(target)
     weights, count = sum(inventory.matrices), needed
     while count < weights:
@@ -117,12 +115,3 @@ def sized(target: Target, inventory: Inventory) -> Target:
     if count == weights:
         raise UnsupportedTarget(f"{target} would remove every prunable weight")
     return Target("unstructured", Fraction(count, weights), bits=target.bits)
-
-
-def _size(tensor: Tensor) -> tuple[int, int]:
-    return tensor.numel(), tensor.nbytes
-
-
-def _sum(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    counts, totals = zip(*pairs, strict=True)
-    return sum(counts), sum(totals)

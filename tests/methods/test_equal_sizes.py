@@ -63,6 +63,27 @@ def test_the_size_is_reached_and_barely(
         assert most - (1 + spare) * dtype.itemsize < packed <= most
 
 
+def test_a_selection_bears_the_whole_of_it(tmp_path: Path) -> None:
+    """With two of three blocks to prune, the same size takes half as much more of each."""
+    model, aim = saved(tmp_path / "model", "opt"), Target.parse("params-20%")
+    dense, pruner = CheckpointSource(model), get("magnitude", {}, layers="first=2")
+    assert pruner.refuse(dense.shape, aim) is None
+    report = pruner.prune(dense, calibration(), aim, BlockFolder(tmp_path / "blocks"), Run())
+    assert {matrix.block for matrix in report.matrices if matrix.removed} == {0, 1}
+    nonzero, _ = _achieved(CheckpointSource(model, overlay=tmp_path / "blocks"))
+    most = (1 - aim.amount) * sizes.parameters(dense.shape)
+    assert most - 20 < nonzero <= most
+    reason = get("magnitude", {}, layers="first=1").refuse(dense.shape, Target.parse("params-40%"))
+    assert reason is not None and "prunable weights removed" in reason
+
+
+def test_bytes_of_quantised_weights_are_not_reckoned(tmp_path: Path) -> None:
+    shape = shape_of(CheckpointSource(saved(tmp_path / "model", "opt")).config)
+    reason = get("sparsegpt", {}).refuse(shape, Target.parse("bytes-30%+4bit"))
+    assert str(reason).startswith("bytes-30%+4bit: bytes are reckoned with weights as they are stored")
+    assert get("sparsegpt", {}).refuse(shape, Target.parse("params-20%+4bit")) is None
+
+
 def test_mixed_dtypes_are_counted_as_stored(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "llama", dtype=torch.float16)
     tensors = load_file(model / "model.safetensors")

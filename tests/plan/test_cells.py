@@ -372,6 +372,13 @@ def test_slicing_and_sparsity_in_one_grid_go_to_the_methods_that_reach_them() ->
     assert spelled(plan(methods="slicegpt"))[1:] == ["nano-opt slicegpt slice25% seed 0"]
 
 
+def test_a_grid_of_bits_goes_with_every_target() -> None:
+    found = plan(methods="sparsegpt", sparsity="0.5", fewer_params="0.2", bits="none,4")
+    assert [cell.target for cell in found.cells[1:]] == ["50%", "50%+4bit", "params-20%", "params-20%+4bit"]
+    (refusal,) = plan(methods="slicegpt", slicing="0.2", bits="4").refusals
+    assert "slicegpt does not quantise" in refusal.reason
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -43,6 +43,8 @@ pattern: [unstructured, 2:4, 16:64]
 slicing: [0.25, 30%]
 params: 0.2
 bytes: [0.3]
+bits: [none, 4]
+layers: first=2
 seeds: [0, 1]
 calibration: c4
 samples: 16
@@ -76,9 +78,19 @@ json: true
     assert settings.models == ("nano-*", "opt-125m")
     assert settings.methods == ("sparsegpt", "magnitude@global")
     assert settings.pattern == ("unstructured", "2:4", "16:64")
-    sizes = ["params-20%", "bytes-30%"]
-    assert [str(target) for target in settings.targets()] == ["50%", "60%", "2:4", "16:64", *sizes]
-    assert [str(t) for t in settings.targets("slice25%", ("slice",))] == ["slice25%", "slice30%", *sizes]
+    assert [str(target) for target in settings.targets()] == [
+        f"{target}{bits}"
+        for target in ("50%", "60%", "2:4", "16:64", "params-20%", "bytes-30%")
+        for bits in ("", "+4bit")
+    ]
+    sliced = settings.targets("slice25%", ("slice",))
+    assert [str(target) for target in sliced if not target.bits] == [
+        "slice25%",
+        "slice30%",
+        "params-20%",
+        "bytes-30%",
+    ]
+    assert settings.layers == "first=2"
     assert settings.windows == 0
     assert (settings.tasks, settings.limit) == (("piqa", "rte"), 50)
     assert settings.hidden_budget == 500_000_000
