@@ -226,7 +226,8 @@ class Settings(BaseModel):
     def targets(self, default: str = "50%") -> tuple[Target, ...]:
         """What to aim at, in the order asked for; ``default`` where neither share nor pattern is given.
 
-        Every target is joined with every width of ``bits``. Raises UserError where shares are given but only N:M patterns to apply them to.
+        Every target is joined with every width of ``bits``. Raises UserError where shares are given but only N:M
+        patterns to apply them to.
         """
         if self.sparsity and self.pattern and "unstructured" not in self.pattern:
             raise UserError(
