@@ -19,8 +19,6 @@ from methods.stream.source import CheckpointSource
 
 __all__ = ["save_quantised"]
 
-_Scheme = tuple[int, int]  # bits, and columns per group: 0 for the whole row
-
 
 def save_quantised(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 << 30) -> list[Path]:
     """Write the model of ``source`` to ``folder``, its quantised matrices packed, all else as stored.
@@ -29,41 +27,46 @@ def save_quantised(source: CheckpointSource, folder: Path, *, shard_bytes: int =
     form does not gain from sparsity. The folder appears whole or not at all. Raises UnsupportedTarget where
     nothing is quantised, or where the form cannot hold the grids; MachineError, CheckpointError.
     """
-    (bits, size), names = _scheme(source)
+    bits, size, names = _scheme(source)
     config = {"quantization_config": _config(bits, size, names)}
     return write_folder(source, folder, _tensors(source), config, shard_bytes=shard_bytes)
 
 
-def _scheme(source: CheckpointSource) -> tuple[_Scheme, list[str]]:
-    """The scheme that describes all grids, and the full names of the quantised matrices. Raises UnsupportedTarget."""
-    found: dict[_Scheme, list[str]] = {}
+def _scheme(source: CheckpointSource) -> tuple[int, int, list[str]]:
+    """Bits and group size (0: the whole row) of all grids, and the full names of the quantised matrices.
+
+    Raises UnsupportedTarget where no one scheme of the library describes them.
+    """
     columns = {matrix.name: matrix.columns for matrix in source.family.matrices(source.shape)}
+    found: dict[tuple[int, int], list[str]] = {}
+    whole: set[tuple[int, int]] = set()
     for index in range(source.shape.blocks):
         prefix = source.family.block_prefix(index)
         for name, grid in source.grids(index).items():
-            whole = grid.groupsize >= columns[name]
-            if not whole and columns[name] % grid.groupsize:
+            if columns[name] % grid.groupsize:
                 raise UnsupportedTarget(
                     f"{prefix}{name}: groups of {grid.groupsize} columns do not divide its {columns[name]}, and "
                     "compressed-tensors packs whole groups only; use another --set sparsegpt.groupsize"
                 )
-            found.setdefault((grid.bits, 0 if whole else grid.groupsize), []).append(prefix + name)
+            scheme = (grid.bits, grid.groupsize)
+            found.setdefault(scheme, []).append(prefix + name)
+            if grid.groupsize == columns[name]:
+                whole.add(scheme)
     where = source.overlay or source.folder
     if not found:
         raise UnsupportedTarget(
             f"{where}: no matrix is quantised, so there is nothing to pack; prune with --bits"
         )
-    if len(found) > 1:
-        names = ", ".join(sorted(f"{members[0]} {_spelled(*scheme)}" for scheme, members in found.items()))
-        raise UnsupportedTarget(
-            f"{where}: grids differ ({names}), and transformers unpacks by one scheme only; use a "
-            "sparsegpt.groupsize below every matrix's columns, or 0"
-        )
-    return next(iter(found.items()))
-
-
-def _spelled(bits: int, size: int) -> str:
-    return f"{bits} bits a {f'{size} columns' if size else 'row'}"
+    names = [name for members in found.values() for name in members]
+    bits, size = next(iter(found))
+    if len(found) == 1:
+        return bits, size, names
+    if whole == set(found) and len({scheme[0] for scheme in found}) == 1:
+        return bits, 0, names
+    raise UnsupportedTarget(
+        f"{where}: grids span {', '.join(str(size) for _, size in sorted(found))} columns, and transformers unpacks "
+        "by one scheme only; use a sparsegpt.groupsize that is no wider than any matrix, or 0"
+    )
 
 
 def _config(bits: int, size: int, names: list[str]) -> dict[str, Any]:

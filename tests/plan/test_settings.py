@@ -39,6 +39,8 @@ models: [nano-*, opt-125m]
 methods: sparsegpt,magnitude@global
 sparsity: [0.5, 60%]
 pattern: [unstructured, 2:4, 16:64]
+bits: [none, 4]
+layers: [blocks=0-3, only=mlp]
 seeds: [0, 1]
 calibration: c4
 samples: 16
@@ -72,7 +74,10 @@ json: true
     assert settings.models == ("nano-*", "opt-125m")
     assert settings.methods == ("sparsegpt", "magnitude@global")
     assert settings.pattern == ("unstructured", "2:4", "16:64")
-    assert [str(target) for target in settings.targets()] == ["50%", "60%", "2:4", "16:64"]
+    assert settings.bits == ("none", "4") and settings.layers == "blocks=0-3,only=mlp"
+    assert [str(target) for target in settings.targets()] == [
+        *("50%", "50%+4bit", "60%", "60%+4bit", "2:4", "2:4+4bit", "16:64", "16:64+4bit")
+    ]
     assert settings.windows == 0
     assert (settings.tasks, settings.limit) == (("piqa", "rte"), 50)
     assert settings.hidden_budget == 500_000_000

@@ -41,8 +41,9 @@ def _slow(weight: Tensor, factor: Factor, mask: Tensor, maker: GridMaker) -> tup
 
 
 @pytest.mark.parametrize("blocksize", [7, 32, 128])
-@pytest.mark.parametrize("groupsize", [0, 4, 24, 32, 40, 96, 200])
-@pytest.mark.parametrize("search", ["minmax", "mse"])
+@pytest.mark.parametrize(
+    ("groupsize", "search"), [(0, "minmax"), (4, "minmax"), (24, "mse"), (40, "minmax"), (200, "mse")]
+)
 def test_the_sweep_is_the_slow_loop(blocksize: int, groupsize: int, search: str) -> None:
     """Blocks and groups of any size: what they cut never shows."""
     dense, inputs = layer(0)
@@ -63,8 +64,8 @@ def test_the_sweep_is_the_slow_loop(blocksize: int, groupsize: int, search: str)
 @pytest.mark.parametrize(
     "budget", [Budget(remove=1000), Budget(keep=2, group=4), Budget(keep=3, group=8), Budget()]
 )
-@pytest.mark.parametrize("groupsize", [0, 8, 48, 64])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("groupsize", [0, 8, 64])
+@pytest.mark.parametrize("bits", [2, 3, 8])
 def test_every_weight_lies_on_its_grid_and_removed_ones_are_zero(
     budget: Budget, groupsize: int, bits: int
 ) -> None:
