@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from methods.checkpoints.sliced import sliced_extras
-from methods.errors import MachineError
+from methods.errors import MachineError, PruneBenchError
 from methods.stream.sink import write_json, write_tensors
 from methods.stream.source import CheckpointSource
 
-__all__ = ["COPIED", "save_dense"]
+__all__ = ["COPIED", "save_dense", "write_folder"]
 
 COPIED = (
     "config.json",
@@ -38,6 +39,22 @@ def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 <
     Every tensor keeps the dtype it is stored in. A sliced model's folder holds its modelling code too. The folder
     appears whole or not at all. Raises MachineError.
     """
+    return write_folder(source, folder, _tensors(source), {}, shard_bytes=shard_bytes)
+
+
+def write_folder(
+    source: CheckpointSource,
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    config: Mapping[str, Any],
+    *,
+    shard_bytes: int = 1 << 30,
+) -> list[Path]:
+    """Write ``tensors`` by full name, the model's config changed by ``config``, and the small files beside them.
+
+    The folder appears whole or not at all. Returns the weights' files. Raises MachineError, and what drawing
+    the tensors raises.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -45,11 +62,12 @@ def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 <
         for name in COPIED:
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, partial / name)
-        if source.overlay is not None and (source.overlay / "config.json").exists():
-            (partial / "config.json").write_text(json.dumps(dict(source.config), indent=2), encoding="utf-8")
+        if config or (source.overlay is not None and (source.overlay / "config.json").exists()):
+            changed = {**source.config, **config}
+            (partial / "config.json").write_text(json.dumps(changed, indent=2), encoding="utf-8")
         for name, text in (sliced_extras(source) if source.shape.slices else {}).items():
             (partial / name).write_text(text, encoding="utf-8")
-        places, total = _write_shards(source, partial, shard_bytes)
+        places, total = _write_shards(tensors, partial, shard_bytes)
         names = sorted(set(places.values()))
         final = {
             name: f"model-{number + 1:05d}-of-{len(names):05d}.safetensors"
@@ -69,7 +87,7 @@ def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 <
             )
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
-    except MachineError:
+    except PruneBenchError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     except OSError as error:
@@ -80,11 +98,13 @@ def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 <
     return sorted(folder.glob("*.safetensors"))
 
 
-def _write_shards(source: CheckpointSource, folder: Path, shard_bytes: int) -> tuple[dict[str, str], int]:
+def _write_shards(
+    tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int
+) -> tuple[dict[str, str], int]:
     places: dict[str, str] = {}
     shard: dict[str, Tensor] = {}
     held = total = number = 0
-    for name, tensor in _tensors(source):
+    for name, tensor in tensors:
         if shard and held + tensor.nbytes > shard_bytes:
             number, held = _flush(folder, shard, number, places), 0
         shard[name] = tensor

@@ -44,7 +44,7 @@ slicing: [0.25, 30%]
 params: 0.2
 bytes: [0.3]
 bits: [none, 4]
-layers: first=2
+layers: [blocks=0-3, only=mlp]
 seeds: [0, 1]
 calibration: c4
 samples: 16
@@ -90,7 +90,7 @@ json: true
         "params-20%",
         "bytes-30%",
     ]
-    assert settings.layers == "first=2"
+    assert settings.bits == ("none", "4") and settings.layers == "blocks=0-3,only=mlp"
     assert settings.windows == 0
     assert (settings.tasks, settings.limit) == (("piqa", "rte"), 50)
     assert settings.hidden_budget == 500_000_000
