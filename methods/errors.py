@@ -9,11 +9,15 @@ PruneBenchError
 ├── DataUnavailable      an evaluation or calibration text that cannot be had
 ├── HessianError         no damping up to the bound makes the Hessian factor
 ├── NonFiniteError       NaN or infinity in weights, activations or results
+├── OutsideError         another program that a method runs crashed, hung or gave no whole result
 ├── StoreError           a results store that cannot be read or written
 └── MachineError         disk, memory, network: a fault of the machine
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
@@ -22,12 +26,29 @@ __all__ = [
     "MachineError",
     "ModelUnavailable",
     "NonFiniteError",
+    "OutsideError",
     "PruneBenchError",
     "StoreError",
     "UnsupportedModel",
     "UnsupportedTarget",
     "UserError",
+    "nearest",
+    "shown",
 ]
+
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: one line, printable, not longer than a line can bear."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the closest known word, or nothing where none is close."""
+    found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 class PruneBenchError(Exception):
@@ -68,6 +89,10 @@ class HessianError(PruneBenchError):
 
 class NonFiniteError(PruneBenchError):
     """NaN or infinity where a number must be."""
+
+
+class OutsideError(PruneBenchError):
+    """Another program that a method runs crashed, hung, or gave no whole result."""
 
 
 class StoreError(PruneBenchError):

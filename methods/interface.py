@@ -11,11 +11,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from methods.selection import EVERYTHING, Selection
 from methods.target import Target
 
 __all__ = [
@@ -29,11 +30,16 @@ __all__ = [
     "MatrixReport",
     "ModelShape",
     "Observer",
+    "Outside",
     "PruneReport",
     "Pruner",
+    "Reshaping",
+    "Residual",
     "Run",
     "Silent",
+    "Slices",
     "Stage",
+    "Sublayer",
 ]
 
 Block = dict[str, Tensor]
@@ -41,8 +47,33 @@ Block = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Slices:
+    """Widths of the residual stream of a sliced model, where each norm reads it (arXiv 2401.15024, section 3.4).
+
+    ``attention[l]`` and ``feedforward[l]`` enter the two norms of block l, ``head`` the final norm.
+    """
+
+    attention: tuple[int, ...]
+    feedforward: tuple[int, ...]
+    head: int
+
+    def inputs(self, block: int, sublayer: int) -> int:
+        """Width that sublayer 0 (attention) or 1 (feed-forward) of a block reads."""
+        return (self.attention, self.feedforward)[sublayer][block]
+
+    def outputs(self, block: int, sublayer: int) -> int:
+        """Width that it writes: what the next one reads."""
+        if sublayer == 0:
+            return self.feedforward[block]
+        return self.attention[block + 1] if block + 1 < len(self.attention) else self.head
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Every size of a model that closed forms need; read from a config, never from weights."""
+    """Every size of a model that closed forms need; read from a config, never from weights.
+
+    Of a sliced model these are the sizes it had when whole (but untied), and ``slices`` says what is left.
+    """
 
     family: str
     blocks: int
@@ -69,6 +100,11 @@ class ModelShape:
     """Gated feed-forward (gate and up), as in LLaMA."""
     norm_parameters: bool = True
     """Norms carry a weight and bias; not so in OPT variants without ``layer_norm_elementwise_affine``."""
+    residual_after_norm: bool = False
+    """The residual sum takes the normed state (BLOOM's ``apply_residual_connection_post_layernorm``)."""
+    slices: Slices | None = None
+    itemsize: int = field(default=4, compare=False)
+    """Bytes of a stored weight, as far as the config says; a claim, not a size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +152,48 @@ class Stage:
     advance: Callable[[Block, Carry, Tensor, Arguments], Carry]
 
 
+@dataclass(frozen=True, slots=True)
+class Sublayer:
+    """Attention or feed-forward: its norm, the linears that read the normed residual, the one that writes to it."""
+
+    norm: str
+    reads: tuple[str, ...]
+    writes: str
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """Every parameter that touches the residual stream, by name (norms and linears without ``.weight``).
+
+    ``sublayers``: attention and feed-forward, by name inside a block, each of two stages (reads, writes); the
+    rest by full name: the tables whose rows add up to the first state, the norm over that sum (or none), the
+    final norm, the head. ``centred``: norms subtract the mean (LayerNorm, not RMSNorm).
+    """
+
+    sublayers: tuple[Sublayer, Sublayer]
+    tables: tuple[str, ...]
+    table_norm: str | None
+    final_norm: str
+    head: str
+    centred: bool
+
+
 class Family(Protocol):
     """All that is particular to OPT, BLOOM or LLaMA."""
 
     name: str
+    residual: Residual
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         """Sizes from a Hugging Face config. Raises UnsupportedModel for a variant that cannot be walked."""
         ...
 
-    def matrices(self, shape: ModelShape) -> tuple[Matrix, ...]:
-        """Prunable matrices of every block, in the order of ``stages``."""
+    def matrices(self, shape: ModelShape, index: int = 0) -> tuple[Matrix, ...]:
+        """Prunable matrices of block ``index``, in the order of ``stages``; only a sliced model's blocks differ."""
         ...
 
-    def block_tensors(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
-        """Every parameter of a block with its shape, by name inside the block."""
+    def block_tensors(self, shape: ModelShape, index: int = 0) -> dict[str, tuple[int, ...]]:
+        """Every parameter of block ``index`` with its shape, by name inside the block."""
         ...
 
     def outer_tensors(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -169,6 +232,14 @@ class Family(Protocol):
         """The output matrix [vocabulary, embedding width], tied or not."""
         ...
 
+    def head_bias(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor | None:
+        """The head's bias [vocabulary], which only sliced models have: their final norm's bias went into it."""
+        ...
+
+    def norm_eps(self, config: Mapping[str, Any]) -> float:
+        """What the model's norms add to the variance."""
+        ...
+
 
 class OuterTensors(Protocol):
     """Parameters outside the blocks, fetched one at a time so that none need stay in memory."""
@@ -204,6 +275,10 @@ class BlockSource(Protocol):
         """Block ``index`` in the dtypes it is stored in; not to be written to."""
         ...
 
+    def raw_outer(self, name: str) -> Tensor:
+        """A parameter outside the blocks in the dtype it is stored in; not to be written to."""
+        ...
+
 
 class BlockSink(Protocol):
     """Takes finished blocks; atomic per block, so that a killed run resumes after the last one."""
@@ -213,11 +288,11 @@ class BlockSink(Protocol):
         ...
 
     def put_outer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Store changed parameters outside the blocks (a sliced embedding, an untied head)."""
+        """Store changed parameters outside the blocks (a sliced embedding, an untied head), one call after another."""
         ...
 
     def put_config(self, changes: Mapping[str, Any]) -> None:
-        """Store changed config entries (a sliced width)."""
+        """Store changed config entries (sliced widths); they are laid over the model's own."""
         ...
 
     def __contains__(self, index: int) -> bool: ...
@@ -249,14 +324,27 @@ class MatrixReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """Another program that did a method's work: its versions, and its memory in bytes before and at the peak."""
+
+    program: str
+    versions: Mapping[str, str]
+    base_memory: int
+    peak_memory: int
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What a pruner did to a model. ``seconds`` by phase: what the method takes (allocate, forward, moments,
-    solve), and what the harness adds (read, write, error: the held-out text's forward passes and errors)."""
+    solve), and what the harness adds (read, write, error: the held-out text's forward passes and errors).
+    ``outside``: the program that did the work instead of this one; its memory is the method's."""
 
     matrices: tuple[MatrixReport, ...]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
     resumed_blocks: int = 0
+    outside: Outside | None = None
 
 
 class Observer(Protocol):
@@ -298,7 +386,9 @@ class Run:
 
     ``hidden_budget``: bytes of hidden states kept in memory; what exceeds it lies on disk under ``work``.
     ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity``
-    is equal.
+    is equal. ``shared``: folder of what the cells of a run share, such as sensitivities, or None to share
+    nothing; ``model`` names the checkpoint's revision or hash there. ``layers``: the matrices that are pruned; a pruner sets it
+    for its allocation.
     """
 
     seed: int = 0
@@ -308,7 +398,14 @@ class Run:
     hidden_budget: int = 2 << 30
     work: Path | None = None
     identity: str = ""
+    shared: Path | None = None
+    model: str = ""
     observer: Observer = field(default_factory=Silent)
+    layers: Selection = EVERYTHING
+
+    def selected(self, source: BlockSource) -> list[tuple[int, Matrix]]:
+        """The (block, matrix) that are pruned, in order: what an allocation shares a target out over."""
+        return self.layers.of(source.family.matrices(source.shape), source.shape.blocks)
 
     def generator(self, block: int, matrix: str) -> torch.Generator:
         """Random numbers keyed by (seed, block, matrix), so that no order of work changes them."""
@@ -332,6 +429,15 @@ class Pruner(Protocol):
         self, source: BlockSource, calibration: Calibration | None, target: Target, sink: BlockSink, run: Run
     ) -> PruneReport:
         """Prune every block from ``source`` into ``sink``."""
+        ...
+
+
+@runtime_checkable
+class Reshaping(Pruner, Protocol):
+    """A pruner whose models have other shapes than the dense one."""
+
+    def pruned_shape(self, shape: ModelShape, target: Target) -> ModelShape:
+        """Sizes of the pruned model, in closed form. Raises UnsupportedTarget where ``refuse`` gives a reason."""
         ...
 
 

@@ -1,211 +1,283 @@
-"""Methods by name: ``rule[@allocation][+refinement]``, ours and those that other packages bring.
+"""Methods by name: ``rule[@allocation][+refinement...]``, ours and those that other packages bring.
 
 Free of torch until a pruner is made, so that lists, plans and completion stay quick.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import keyword
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from methods.errors import UserError
+from methods import catalogue
+from methods.entries import AllocationEntry, Method, Parameter, RefinementEntry, Shorthand
+from methods.errors import UserError, nearest, shown
+from methods.selection import Selection
+from methods.spelling import DENSE_METHOD, Spelling, parse
 
 if TYPE_CHECKING:
     from methods.interface import Pruner
+    from methods.layerwise.rule import Rule
 
 __all__ = [
     "ENTRY_POINTS",
+    "AllocationEntry",
     "Method",
     "Parameter",
+    "RefinementEntry",
+    "Shorthand",
     "Spelling",
-    "allocation_module",
     "allocations",
+    "declared",
     "get",
     "method",
     "names",
+    "outside",
     "parameters_of",
+    "recorded",
+    "refinements",
+    "rule",
+    "shorthands",
+    "source_modules",
     "spelling",
 ]
 
-ENTRY_POINTS = "prune_bench.methods"
-"""Entry-point group in which a package names its methods; each entry point is a ``Method``."""
-
-_SPELLING = re.compile(
-    r"^(?P<rule>[a-z0-9_-]+)(?:@(?P<allocation>[a-z0-9_-]+))?(?P<refinements>(?:\+[a-z0-9_-]+)*)$"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One ``--set method.parameter=value``: its type, default, help, and bounds or choices."""
-
-    type: type
-    default: Any
-    help: str
-    choices: tuple[Any, ...] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """An entry of the registry.
-
-    ``factory`` is ``module:attribute``, called with the parameters by name: a ``Rule`` for layer-wise
-    methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
-    text. ``sources``: modules beside the shared ones whose change changes results.
-    """
-
-    name: str
-    summary: str
-    paper: str
-    factory: str
-    layerwise: bool = True
-    calibrated: bool = True
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    sources: tuple[str, ...] = ()
-    origin: str = "prune-bench"
-    default_target: str = "50%"
-
-
-@dataclass(frozen=True, slots=True)
-class Spelling:
-    """A method's parsed spelling."""
-
-    rule: str
-    allocation: str = "uniform"
-    refinements: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        at = "" if self.allocation == "uniform" else f"@{self.allocation}"
-        return self.rule + at + "".join(f"+{name}" for name in self.refinements)
-
-
-_REFERENCE = Parameter(
-    bool, False, "follow the published code to the letter (one weight more per block, ties)"
-)
-
-_OURS = (
-    Method(
-        name="magnitude",
-        summary="the smallest weights of each matrix go; nothing else moves",
-        paper="Han et al., arXiv 1506.02626",
-        factory="methods.layerwise.magnitude:Magnitude",
-        calibrated=False,
-        parameters={"reference": _REFERENCE},
-        sources=("methods.layerwise.magnitude",),
-    ),
-    Method(
-        name="sparsegpt",
-        summary="column sweep with optimal-brain-surgeon updates",
-        paper="Frantar and Alistarh, arXiv 2301.00774",
-        factory="methods.layerwise.sparsegpt:SparseGPT",
-        parameters={
-            "percdamp": Parameter(
-                float, 0.01, "damping, as a share of the Hessian's mean diagonal", minimum=0.0
-            ),
-            "blocksize": Parameter(int, 128, "columns per block", minimum=1),
-            "reference": _REFERENCE,
-        },
-        sources=("methods.layerwise.sparsegpt", "methods.moments.factor", "methods.kernels"),
-    ),
-)
-
-_ALLOCATIONS = {
-    "uniform": ("methods.allocate.uniform:Uniform", "the same share of every matrix"),
-    "global": ("methods.allocate.global_:Global", "one magnitude threshold over the whole model"),
+ENTRY_POINTS: Mapping[str, type[Method] | type[AllocationEntry] | type[RefinementEntry]] = {
+    "prune_bench.methods": Method,
+    "prune_bench.allocations": AllocationEntry,
+    "prune_bench.refinements": RefinementEntry,
 }
+"""Entry-point groups in which a package names what it brings, with what each of them holds."""
+
+_Entry = Method | AllocationEntry | RefinementEntry
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Every entry by name. Rules, allocations and refinements share one set of names, so that ``--set`` is clear."""
+
+    rules: dict[str, Method] = field(default_factory=dict)
+    allocations: dict[str, AllocationEntry] = field(default_factory=dict)
+    refinements: dict[str, RefinementEntry] = field(default_factory=dict)
+
+    def add(self, entry: _Entry) -> None:
+        if isinstance(entry, Method):
+            self.rules[entry.name] = entry
+        elif isinstance(entry, AllocationEntry):
+            self.allocations[entry.name] = entry
+        else:
+            self.refinements[entry.name] = entry
+
+    def find(self, name: str) -> _Entry | None:
+        return self.rules.get(name) or self.allocations.get(name) or self.refinements.get(name)
 
 
 @cache
-def _table() -> dict[str, Method]:
-    table = {method.name: method for method in _OURS}
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            found = point.load()
-        except Exception as error:  # a broken plug-in must not take the others down
-            raise UserError(
-                f"plug-in '{point.name}' cannot be loaded ({error}); uninstall or mend it"
-            ) from None
-        if not isinstance(found, Method) or found.name != point.name:
-            raise UserError(
-                f"plug-in '{point.name}' is no methods.registry.Method of that name; mend its entry point"
-            )
-        if found.name in table:
-            raise UserError(f"plug-in '{point.name}' takes the name of a method that exists; rename it")
-        table[found.name] = found
+def _table() -> _Table:
+    table = _Table()
+    ours: tuple[_Entry, ...] = (*catalogue.METHODS, *catalogue.ALLOCATIONS, *catalogue.REFINEMENTS)
+    for entry in ours:
+        table.add(entry)
+    for group, kind in ENTRY_POINTS.items():
+        for point in entry_points(group=group):
+            table.add(_brought(table, point, kind))
     return table
+
+
+def _brought(
+    table: _Table, point: EntryPoint, kind: type[Method] | type[AllocationEntry] | type[RefinementEntry]
+) -> _Entry:
+    """What a package's entry point names. Raises UserError, since a broken plug-in should say its own name."""
+    try:
+        found = point.load()
+    except Exception as error:  # whatever a stranger's module raises
+        raise UserError(
+            f"plug-in '{shown(point.name)}' cannot be loaded ({shown(error)}); uninstall or mend it"
+        ) from None
+    if not isinstance(found, kind) or found.name != point.name:
+        raise UserError(
+            f"plug-in '{shown(point.name)}' is no methods.registry.{kind.__name__} of that name; mend its entry point"
+        )
+    if table.find(found.name) or found.name in shorthands() or found.name == DENSE_METHOD:
+        raise UserError(f"plug-in '{found.name}' takes the name of a method that exists; rename it")
+    return found
 
 
 def names() -> tuple[str, ...]:
     """Every rule, ours first."""
-    return tuple(_table())
+    return tuple(_table().rules)
 
 
-def allocations() -> dict[str, str]:
-    """Allocations by name, with a line on each."""
-    return {name: summary for name, (_, summary) in _ALLOCATIONS.items()}
+def allocations() -> Mapping[str, AllocationEntry]:
+    """Allocations by name."""
+    return dict(_table().allocations)
 
 
-def allocation_module(name: str) -> str:
-    """The module that an allocation lives in."""
-    return _ALLOCATIONS[name][0].partition(":")[0]
+def refinements() -> Mapping[str, RefinementEntry]:
+    """Refinements by name."""
+    return dict(_table().refinements)
+
+
+def shorthands() -> Mapping[str, Shorthand]:
+    """Shorthands by name."""
+    return {entry.name: entry for entry in catalogue.SHORTHANDS}
 
 
 def method(rule: str) -> Method:
     """The registry's entry. Raises UserError with the nearest names."""
     table = _table()
-    if rule not in table:
-        raise UserError(_unknown("method", rule, [*table, "dense"]))
-    return table[rule]
+    if rule not in table.rules:
+        raise UserError(_unknown("method", rule, [*table.rules, *shorthands(), DENSE_METHOD]))
+    return table.rules[rule]
 
 
-def parameters_of(rule: str) -> Mapping[str, Parameter]:
-    """Parameters that ``--set rule.name=value`` may set. Raises UserError for an unknown rule."""
-    return dict(method(rule).parameters)
+def parameters_of(name: str) -> Mapping[str, Parameter]:
+    """What ``--set name.parameter=value`` may set of a rule, allocation or refinement. Raises UserError."""
+    entry = _table().find(name)
+    return dict((entry or method(name)).parameters)
 
 
 def spelling(text: str) -> Spelling:
-    """Parse ``rule[@allocation][+refinement]``. Raises UserError naming what is wrong and what is near."""
-    found = _SPELLING.match(text.strip().lower())
-    if not found:
-        raise UserError(
-            f"method '{text}' is not spelled rule[@allocation][+refinement]; for example magnitude@global"
-        )
-    entry = method(found["rule"])
-    allocation = found["allocation"] or "uniform"
-    if allocation not in _ALLOCATIONS:
-        raise UserError(_unknown("allocation", allocation, list(_ALLOCATIONS)))
-    if found["refinements"]:
-        seen = found["refinements"].lstrip("+").split("+")[0]
-        raise UserError(f"refinement '{seen}' is unknown; no refinement is installed, leave out '+{seen}'")
-    if allocation != "uniform" and not entry.layerwise:
-        raise UserError(
-            f"method '{entry.name}' is not layer-wise and takes no allocation; leave out '@{allocation}'"
-        )
-    return Spelling(entry.name, allocation)
+    """The canonical parts of ``rule[@allocation][+refinement...]``: shorthands spelled out, ``@uniform`` left out.
+
+    Raises UserError naming what is wrong and what is near.
+    """
+    parsed = _expanded(parse(text))
+    entry = method(parsed.rule)
+    table = _table()
+    if parsed.allocation and parsed.allocation not in table.allocations:
+        raise UserError(_unknown("allocation", parsed.allocation, table.allocations))
+    for name in parsed.refinements:
+        if name not in table.refinements:
+            raise UserError(_unknown("refinement", name, table.refinements))
+    for mark, kind, given in (
+        ("@", "allocation", [parsed.allocation] if parsed.allocation else []),
+        ("+", "refinement", parsed.refinements),
+    ):
+        if given and not entry.layerwise:
+            raise UserError(
+                f"method '{entry.name}' is not layer-wise and takes no {kind}; leave out '{mark}{given[0]}'"
+            )
+    return replace(parsed, allocation="" if parsed.allocation == "uniform" else parsed.allocation)
 
 
-def get(text: str, parameters: Mapping[str, Any]) -> Pruner:
-    """The pruner of a spelling, with these parameters. Raises UserError for unknown names."""
+def declared(text: str) -> dict[str, Parameter]:
+    """All parameters of a whole spelling as a cell names them: the rule's plain, others as ``owl.lambda``.
+
+    A shorthand's values are their defaults. Raises UserError for unknown names.
+    """
+    parsed = spelling(text)
+    found = dict(method(parsed.rule).parameters)
+    for name in _others(parsed):
+        found |= {f"{name}.{key}": value for key, value in parameters_of(name).items()}
+    short = shorthands().get(parse(text).rule)
+    for key, value in (short.parameters if short else {}).items():
+        found[key] = replace(found[key], default=value)
+    return found
+
+
+def get(text: str, parameters: Mapping[str, Any], layers: str = "") -> Pruner:
+    """The pruner of a spelling, with these parameters, named as ``declared`` does; others keep their defaults.
+
+    ``layers`` selects matrices, as ``Selection`` spells it. Raises UserError for unknown names, for values that
+    are not what the entry declares, and for a selection given to a method that is not layer-wise.
+    """
     parsed = spelling(text)
     entry = method(parsed.rule)
+    known = declared(text)
     for name in parameters:
-        if name not in entry.parameters:
-            raise UserError(_unknown(f"parameter of {entry.name}", name, list(entry.parameters)))
-    made = _load(entry.factory)(**parameters)
+        if name not in known:
+            raise UserError(_unknown(f"parameter of {parsed}", name, known))
+        known[name].check(name if "." in name else f"{parsed.rule}.{name}", parameters[name])
+    values = {**{name: parameter.default for name, parameter in known.items()}, **parameters}
+    made = _make(entry, {name: value for name, value in values.items() if "." not in name})
     if not entry.layerwise:
+        if layers:
+            raise UserError(
+                f"method '{entry.name}' is not layer-wise and works on whole blocks; leave out --layers {layers}"
+            )
         pruner: Pruner = made
         return pruner
     from methods.layerwise.pruner import layerwise
 
-    return layerwise(made, _load(_ALLOCATIONS[parsed.allocation][0])())
+    table = _table()
+
+    def other(found: _Entry) -> Any:
+        prefix = f"{found.name}."
+        own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        return _make(found, own)
+
+    return layerwise(
+        made,
+        allocate=other(table.allocations[parsed.allocation or "uniform"]),
+        refine=tuple(other(table.refinements[name]) for name in parsed.refinements),
+        layers=Selection.parse(layers),
+    )
+
+
+def rule(name: str, parameters: Mapping[str, Any] | None = None) -> Rule:
+    """A layer-wise method's rule alone, other parameters at their defaults. Raises UserError for another method."""
+    entry = method(name)
+    if not entry.layerwise:
+        raise UserError(f"method '{name}' is not layer-wise; it prunes whole models only")
+    values = {key: value.default for key, value in entry.parameters.items()}
+    made: Rule = _make(entry, {**values, **(parameters or {})})
+    return made
+
+
+def recorded(text: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without those that only say where something lies on this machine."""
+    known = declared(text)
+    return {name: value for name, value in parameters.items() if name not in known or not known[name].local}
+
+
+def outside(text: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of the other programs that a method's results depend on; none for most. Raises PruneBenchError."""
+    entry = method(spelling(text).rule)
+    if not entry.outside:
+        return {}
+    own = {name: value for name, value in parameters.items() if name in entry.parameters}
+    return dict(_load(entry.outside)(**own))
+
+
+def source_modules(text: str) -> tuple[str, ...]:
+    """Modules of a spelling's rule, allocation and refinements: what its pruned weights depend on."""
+    parsed = spelling(text)
+    table = _table()
+    entries: list[_Entry] = [
+        method(parsed.rule),
+        table.allocations[parsed.allocation or "uniform"],
+        *(table.refinements[name] for name in parsed.refinements),
+    ]
+    return tuple(module for entry in entries for module in (entry.factory.partition(":")[0], *entry.sources))
+
+
+def _expanded(parsed: Spelling) -> Spelling:
+    """The spelling that a shorthand stands for, with what is added behind it."""
+    short = shorthands().get(parsed.rule)
+    if short is None:
+        return parsed
+    meant = parse(short.spelling)
+    if parsed.allocation and meant.allocation:
+        raise UserError(
+            f"method '{shown(parsed)}': {short.name} is short for {short.spelling}; "
+            f"write {meant.rule}@{shown(parsed.allocation)} for another allocation"
+        )
+    refinements = (*meant.refinements, *parsed.refinements)
+    return parse(str(Spelling(meant.rule, parsed.allocation or meant.allocation, refinements)))
+
+
+def _others(parsed: Spelling) -> tuple[str, ...]:
+    return (*([parsed.allocation] if parsed.allocation else []), *parsed.refinements)
+
+
+def _make(entry: _Entry, parameters: Mapping[str, Any]) -> Any:
+    made = _load(entry.factory)
+    return made(**{f"{key}_" if keyword.iskeyword(key) else key: value for key, value in parameters.items()})
 
 
 def _load(path: str) -> Any:
@@ -213,7 +285,16 @@ def _load(path: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _unknown(kind: str, seen: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(seen, allowed, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(allowed) or 'none'}"
-    return f"{kind} '{seen}' is unknown; {hint}"
+def _unknown(kind: str, seen: str, allowed: Iterable[str]) -> str:
+    """What to write instead: the right place for a name of another kind, a near name, or all there are."""
+    words = list(allowed)
+    found = _table().find(seen)
+    place = {
+        Method: f"it is a method: write --methods {seen}",
+        AllocationEntry: f"it is an allocation: write it behind @, as in magnitude@{seen}",
+        RefinementEntry: f"it is a refinement: write it behind +, as in magnitude+{seen}",
+    }
+    hint = nearest(seen, words) or f"; known: {', '.join(words) or 'none'}"
+    if found is not None:
+        hint = f"; {place[type(found)]}"
+    return f"{kind} '{shown(seen)}' is unknown{hint}"

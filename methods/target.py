@@ -8,7 +8,10 @@ from fractions import Fraction
 
 from methods.errors import UserError
 
-__all__ = ["DENSE", "Target"]
+__all__ = ["BITS", "DENSE", "Target"]
+
+BITS = (2, 3, 4, 8)
+"""Widths of the grids that a target may join to its sparsity."""
 
 _NM = re.compile(r"^(\d{1,4}):(\d{1,4})$")
 _PERCENT = re.compile(r"^(slice|params-|bytes-)?(\d{1,3}(?:\.\d{1,6})?)%$")
@@ -35,7 +38,7 @@ class Target:
         spelling, bits = text.strip(), None
         if found := _BITS.match(spelling):
             spelling, bits = found[1], int(found[2])
-            if bits not in (2, 3, 4, 8):
+            if bits not in BITS:
                 raise UserError(f"target '{text}': {bits} bits are not a grid; use 2, 3, 4 or 8")
         if found := _NM.match(spelling):
             return cls.nm(int(found[1]), int(found[2]), bits)

@@ -304,11 +304,13 @@ def _rank(row: Row) -> tuple[int, float]:
 
 
 def target_order(target: str) -> tuple[int, float, str]:
-    """Sort key of targets: percentages by size, then N:M by the share removed, then the rest by name."""
+    """Sort key of targets: shares, N:M, slices, parameters, bytes, each by the share asked for; the rest by name."""
     share = asked_sparsity(target)
-    if share is None:
-        return (2, 0.0, target)
-    return (1 if ":" in target else 0, share, target)
+    if share is not None:
+        return (1 if ":" in target else 0, share, target)
+    if match := re.fullmatch(r"(slice|params-|bytes-)([0-9]{1,3}(?:\.[0-9]{1,9})?)%", target):
+        return (2 + ("slice", "params-", "bytes-").index(match[1]), float(match[2]) / 100, target)
+    return (5, 0.0, target)
 
 
 def asked_sparsity(target: str) -> float | None:

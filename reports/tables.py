@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -322,10 +321,8 @@ def _measured_grid(group: Group, measured: Sequence[tuple[str, str, str]]) -> Gr
 def _mean(row: Row, phase: str, name: str) -> str:
     # A terminal has no room for every interval: the page gives them.
     unit = row.units.get((phase, name), "1")
-    shown = figure(
-        row.figures.get((phase, name), NO_SUMMARY).mean, "1" if unit == "nat/token" else unit, name
-    )
-    return re.sub(r"(\.\d)\d %", r"\1 %", shown)
+    mean = row.figures.get((phase, name), NO_SUMMARY).mean
+    return figure(mean, "1" if unit == "nat/token" else unit, name, share_digits=1)
 
 
 def _mean_change(row: Row) -> str:

@@ -20,6 +20,7 @@ _SPOKEN: Final = {
     "nll": "NLL",
     "flops_per_token": "FLOPs per token",
     "heldout_error": "Held-out error",
+    "bytes_bitmap": "Bytes as bitmaps",
 }
 
 
@@ -55,14 +56,14 @@ def metric_title(name: str) -> str:
     return _SPOKEN.get(name) or (clean(name, 60).replace("_", " ").capitalize() if name else MISSING)
 
 
-def figure(value: float | None, unit: str, name: str = "") -> str:
-    """A figure with its unit as a reader wants it; `MISSING` where there is none."""
+def figure(value: float | None, unit: str, name: str = "", *, share_digits: int = 2) -> str:
+    """A figure with its unit as a reader wants it, shares in percent; `MISSING` where there is none."""
     if value is None:
         return MISSING
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
     if _share(name) and unit == "1":
-        return f"{100 * value:.2f} %"
+        return f"{100 * value:.{share_digits}f} %"
     if unit == "byte":
         return _scaled(value, "B", 1000)
     if unit == "s":

@@ -12,7 +12,10 @@ from methods.kernels.operators import Grid
 
 @dataclass(frozen=True)
 class SweepCase:
-    """An OBS sweep: sizes; what goes (a mask, or all but `keep` of every `group`); `bits` of its grid."""
+    """An OBS sweep: sizes; what goes (a mask, or all but `keep` of every `group`); `bits` of its grid.
+
+    `divided`: the selection has a divisor of its own.
+    """
 
     rows: int
     columns: int
@@ -20,10 +23,12 @@ class SweepCase:
     keep: int = 0
     group: int = 0
     bits: int = 0
+    divided: bool = False
 
     def __str__(self) -> str:
         choice = "mask" if self.masked else f"{self.keep}:{self.group}" if self.group else "none"
-        return f"{self.rows}x{self.columns}-{choice}" + (f"-{self.bits}bit" if self.bits else "")
+        bits = f"-{self.bits}bit" if self.bits else ""
+        return f"{self.rows}x{self.columns}-{choice}{bits}" + ("-divided" if self.divided else "")
 
     @property
     def flops(self) -> int:
@@ -45,6 +50,7 @@ class SweepInputs:
     factor: Tensor
     mask: Tensor | None
     grid: Grid | None
+    divisor: Tensor | None = None
 
 
 def factor_of(columns: int, generator: torch.Generator) -> Tensor:
@@ -69,7 +75,11 @@ def inputs(case: SweepCase, seed: int = 0) -> SweepInputs:
         low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
         scale = (high - low) / (levels - 1)
         grid = Grid(scale, torch.round(-low / scale), levels)
-    return SweepInputs(weight, factor_of(columns, generator), mask, grid)
+    factor = factor_of(columns, generator)
+    divisor = None
+    if case.divided:
+        divisor = (0.1 + torch.rand(columns, 3, generator=generator))[:, 1]
+    return SweepInputs(weight, factor, mask, grid, divisor)
 
 
 SIZES = [(1, 1), (1, 128), (3, 7), (16, 16), (17, 33), (50, 100), (31, 64), (40, 127), (37, 128)]
@@ -95,6 +105,8 @@ SWEEPS = [
     *(SweepCase(23, 96, masked=True, bits=bits) for bits in (2, 3, 4, 8)),
     *(SweepCase(23, 96, bits=bits) for bits in (2, 4)),
     *(SweepCase(23, 96, keep=2, group=4, bits=bits) for bits in (3, 4)),
+    *(SweepCase(21, 96, keep=keep, group=group, divided=True) for keep, group in ((2, 4), (4, 8), (10, 32))),
+    SweepCase(23, 96, keep=2, group=4, bits=4, divided=True),
     SweepCase(9, 40),
     SweepCase(20, 160, masked=True),
 ]

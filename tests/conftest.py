@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,15 @@ def data_dir() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("needs evaluation texts: set BENCH_DATA_DIR")
     return Path(named)
+
+
+@pytest.fixture
+def fake_methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The catalogue with an allocation, a refinement and shorthands of the tests' own."""
+    from fake_methods import add_to_catalogue
+
+    from methods import registry
+
+    add_to_catalogue(monkeypatch)
+    yield
+    registry._table.cache_clear()

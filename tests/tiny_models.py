@@ -81,11 +81,15 @@ class MemorySource:
     def raw_block(self, index: int) -> Block:
         """The block as it lies in the state dict."""
         prefix = self.family.block_prefix(index)
-        return {name: self._state[prefix + name] for name in self.family.block_tensors(self.shape)}
+        return {name: self._state[prefix + name] for name in self.family.block_tensors(self.shape, index)}
+
+    def raw_outer(self, name: str) -> Tensor:
+        """A parameter outside the blocks as it lies in the state dict."""
+        return self._state[name]
 
     def block(self, index: int) -> Block:
         prefix = self.family.block_prefix(index)
-        names = self.family.block_tensors(self.shape)
+        names = self.family.block_tensors(self.shape, index)
         return {
             name: self._state[prefix + name].detach().clone().to(self.device, self.dtype) for name in names
         }

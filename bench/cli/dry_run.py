@@ -98,6 +98,7 @@ def _named(cell: Cell) -> dict[str, Any]:
         "model": cell.model,
         "method": cell.method,
         "target": cell.target,
+        **({"layers": cell.layers} if cell.layers else {}),
         "seed": cell.seed,
         "dtype": cell.dtype,
         "device": cell.device,

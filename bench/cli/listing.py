@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.cli.output import bytes_text, print_json, print_table
+
+if TYPE_CHECKING:
+    from methods.registry import AllocationEntry, Method, RefinementEntry
 
 __all__ = ["command"]
 
 _TARGETS = (
     ("50%", "--sparsity 0.5", "this share of every matrix's weights, anywhere"),
     ("2:4", "--pattern 2:4", "of every 4 consecutive weights of a row 2 are kept; any N:M"),
+    (
+        "slice25%",
+        "--slicing 0.25",
+        "this share of the residual stream's width (slicegpt), rounded up to an interval",
+    ),
+    (
+        "params-20%",
+        "--params 0.2",
+        "at most 80 % of the dense parameters: stored ones (slicegpt) or non-zero ones",
+    ),
+    (
+        "bytes-30%",
+        "--bytes 0.3",
+        "at most 70 % of the dense bytes: stored (slicegpt) or as bitmap and non-zeros",
+    ),
+    (
+        "50%+4bit",
+        "--sparsity 0.5 --bits 4",
+        "what stays lies on a grid of 4 bits too; 0%+4bit quantises alone",
+    ),
 )
 
 
@@ -26,27 +49,36 @@ def _models() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
 def _methods() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     from methods import registry
 
-    rows = []
-    for name in registry.names():
-        entry = registry.method(name)
-        rows.append(
-            {
-                "method": name,
-                "summary": entry.summary,
-                "calibrated": entry.calibrated,
-                "parameters": {key: value.default for key, value in entry.parameters.items()},
-                "paper": entry.paper,
-                "origin": entry.origin,
-            }
-        )
-    return rows, ("method", "summary", "calibrated", "parameters", "paper")
+    rows = [{"method": name, **_described(registry.method(name))} for name in registry.names()]
+    for short in registry.shorthands().values():
+        entry = registry.method(registry.spelling(short.name).rule)
+        row = {"method": short.name, **_described(entry), "parameters": dict(short.parameters)}
+        rows.append({**row, "summary": f"short for {short.spelling}: {short.summary}"})
+    return rows, ("method", "summary", "calibrated", "parameters", "paper", "origin")
+
+
+def _described(entry: Method | AllocationEntry | RefinementEntry) -> dict[str, Any]:
+    return {
+        "summary": entry.summary,
+        "calibrated": entry.calibrated,
+        "parameters": {key: value.default for key, value in entry.parameters.items()},
+        "paper": entry.paper,
+        "origin": entry.origin,
+    }
 
 
 def _allocations() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     from methods import registry
 
-    rows = [{"allocation": name, "summary": summary} for name, summary in registry.allocations().items()]
-    return rows, ("allocation", "summary")
+    rows = [{"allocation": name, **_described(entry)} for name, entry in registry.allocations().items()]
+    return rows, ("allocation", "summary", "calibrated", "parameters", "paper", "origin")
+
+
+def _refinements() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from methods import registry
+
+    rows = [{"refinement": name, **_described(entry)} for name, entry in registry.refinements().items()]
+    return rows, ("refinement", "summary", "calibrated", "parameters", "paper", "origin")
 
 
 def _parameters() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -60,7 +92,7 @@ def _parameters() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
             "choices": None if value.choices is None else list(value.choices),
             "help": value.help,
         }
-        for name in registry.names()
+        for name in (*registry.names(), *registry.allocations(), *registry.refinements())
         for key, value in registry.parameters_of(name).items()
     ]
     return rows, ("parameter", "type", "default", "help")
@@ -105,6 +137,7 @@ _KINDS: dict[str, Callable[[], tuple[list[dict[str, Any]], tuple[str, ...]]]] = 
     "models": _models,
     "methods": _methods,
     "allocations": _allocations,
+    "refinements": _refinements,
     "parameters": _parameters,
     "protocols": _protocols,
     "texts": _texts,

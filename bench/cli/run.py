@@ -24,6 +24,7 @@ _EPILOG = """
 Examples
   bench run --methods sparsegpt,magnitude --models nano-*
   bench run --methods sparsegpt --models opt-125m,bloom-560m --sparsity 0.5,0.6 --seeds 0,1,2
+  bench run --methods sparsegpt,slicegpt --models nano-* --sparsity 0.5 --slicing 0.1,0.2 --params 0.2
   bench run --models path:/models/mine --pattern unstructured,2:4 --eval perplexity --dry-run
 """
 
@@ -36,10 +37,21 @@ _SETTINGS = {"allow_extra_args": True}
     "--methods",
     metavar="LIST",
     shell_complete=complete.methods,
-    help="rule[@allocation]; magnitude,sparsegpt.",
+    help="rule[@allocation][+refinement]; magnitude,sparsegpt.",
 )
 @click.option("--sparsity", metavar="LIST", help="Shares of the weights to remove, such as 0.5,0.6; 0.5.")
 @click.option("--pattern", metavar="LIST", help="unstructured and N:M (keep N of every M), such as 2:4.")
+@click.option(
+    "--slicing", metavar="LIST", help="Shares of the width to slice (slicegpt), such as 0.25; 0.25."
+)
+@click.option(
+    "--params", "fewer_params", metavar="LIST", help="Sizes to reach: shares of the parameters to save."
+)
+@click.option("--bytes", "fewer_bytes", metavar="LIST", help="Sizes to reach: shares of the bytes to save.")
+@click.option("--bits", metavar="LIST", help="Quantise too, each target on grids of 2, 3, 4 or 8 bits; none.")
+@click.option(
+    "--layers", metavar="CLAUSES", help="Matrices to work on, such as blocks=0-3,only=mlp,except=down; all."
+)
 @click.option("--seeds", metavar="LIST", help="Seeds of the calibration draw; 0.")
 @click.option("--calibration", metavar="TEXT", shell_complete=complete.texts, help="Calibration text.")
 @click.option("--samples", metavar="N", help="Calibration windows.")
@@ -50,7 +62,12 @@ _SETTINGS = {"allow_extra_args": True}
     shell_complete=complete.protocols,
     help="nano (packaged models), lab, paper.",
 )
-@click.option("--text", metavar="TEXT", shell_complete=complete.texts, help="Evaluation text.")
+@click.option(
+    "--text",
+    metavar="TEXT",
+    shell_complete=complete.texts,
+    help="Evaluation text; kjv/validation to choose on.",
+)
 @click.option("--windows", metavar="N", help="Evaluation windows, spread over the text; 0 is all.")
 @click.option(
     "--eval",
@@ -70,7 +87,12 @@ _SETTINGS = {"allow_extra_args": True}
 @click.option("--threads", metavar="N", help="CPU threads; all this process may use.")
 @click.option("--hidden-budget", metavar="SIZE", help="Hidden states kept in memory; 2GiB.")
 @click.option(
-    "--set", "assignments", metavar="METHOD.PARAMETER=VALUE", multiple=True, help="Set a parameter."
+    "--set",
+    "assignments",
+    metavar="NAME.PARAMETER=VALUE",
+    multiple=True,
+    shell_complete=complete.parameters,
+    help="Set a parameter of a method, allocation or refinement.",
 )
 @click.option("--save", is_flag=True, default=None, help="Keep the pruned models.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="The run's folder; bench-out.")

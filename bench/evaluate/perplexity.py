@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from methods.families.base import run_block
 from methods.interface import BlockSource, Run, batches
+from methods.stream.heap import give_back
 from methods.stream.hidden import HiddenStates
 from methods.stream.sink import write_json, write_tensors
 from methods.stream.stopwatch import Stopwatch
@@ -185,6 +186,8 @@ def _forward(
             for part in parts:
                 given = arguments[part.stop - part.start]
                 hidden.put(part, run_block(stages, block, hidden.get(part), given))
+        del block
+        give_back()
         yield index
 
 
@@ -193,8 +196,8 @@ class _Scorer:
 
     def __init__(self, source: BlockSource, dense: BlockSource | None, clock: Stopwatch) -> None:
         self.clock = clock
-        self.head = source.family.head(source.outer, source.config)
-        self.dense_head = self.head if dense is None else dense.family.head(dense.outer, dense.config)
+        self.head, self.bias = _head(source)
+        self.dense_head, self.dense_bias = (self.head, self.bias) if dense is None else _head(dense)
         self.piece = max(16, _LOGIT_BYTES // (4 * self.head.shape[0]))
 
     def __call__(self, states: Tensor, targets: Tensor, dense: Tensor | None) -> tuple[float, float, float]:
@@ -203,7 +206,7 @@ class _Scorer:
             part = slice(start, start + self.piece)
             with self.clock("loss"):
                 aims = targets[part].to(states.device)
-                found = functional.log_softmax(functional.linear(states[part], self.head).float(), dim=-1)
+                found = self._log_probabilities(states[part], self.head, self.bias)
                 loss -= float(found.gather(1, aims[:, None]).sum(dtype=torch.float64))
             if dense is not None:
                 with self.clock("divergence"):
@@ -217,6 +220,15 @@ class _Scorer:
     def _against(self, found: Tensor, dense: Tensor) -> tuple[float, float]:
         """Summed KL(dense || found) and number of changed argmaxes."""
         seen = dense.to(device=found.device, dtype=self.dense_head.dtype)
-        expected = functional.log_softmax(functional.linear(seen, self.dense_head).float(), dim=-1)
+        expected = self._log_probabilities(seen, self.dense_head, self.dense_bias)
         flips = float((found.argmax(-1) != expected.argmax(-1)).sum())
         return float(functional.kl_div(found, expected, reduction="sum", log_target=True)), flips
+
+    @staticmethod
+    def _log_probabilities(states: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.log_softmax(functional.linear(states, head, bias).float(), dim=-1)
+
+
+def _head(source: BlockSource) -> tuple[Tensor, Tensor | None]:
+    family = source.family
+    return family.head(source.outer, source.config), family.head_bias(source.outer, source.config)

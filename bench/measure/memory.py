@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import threading
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+
+from methods.stream.heap import give_back
 
 __all__ = ["PeakMemory", "anonymous_bytes"]
 
@@ -26,13 +26,6 @@ def anonymous_bytes() -> int:
     except OSError:
         pass
     return int(psutil.Process().memory_info().rss)
-
-
-def _release() -> None:
-    """Give freed memory back to the system, so that what comes is seen to grow (glibc; elsewhere it stays)."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class PeakMemory:
@@ -56,7 +49,9 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.base = int(torch.cuda.memory_allocated(self.device))
             return self
-        _release()
+        # what was freed before must not serve what comes unseen
+        gc.collect()
+        give_back()
         self.base = self.peak = anonymous_bytes()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
         self._thread.start()

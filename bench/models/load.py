@@ -104,12 +104,21 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(checkpoint.path), local_files_only=True, trust_remote_code=False
+            str(checkpoint.path), local_files_only=True, trust_remote_code=False, **_unsliced(checkpoint)
         )
     except Exception as error:  # transformers and tokenizers raise whatever a bad file makes them raise
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the tokenizer in {checkpoint.path} cannot be read: {reason}") from error
     return found
+
+
+def _unsliced(checkpoint: Checkpoint) -> dict[str, Any]:
+    """For a sliced model, the config that transformers is to choose the tokenizer's class by: the whole model's."""
+    if checkpoint.shape.slices is None:
+        return {}
+    from transformers import AutoConfig
+
+    return {"config": AutoConfig.for_model(str(checkpoint.config["model_type"]).rpartition("_")[2])}
 
 
 def describe() -> list[dict[str, Any]]:

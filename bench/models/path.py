@@ -90,12 +90,14 @@ def open_directory(
 def read_config(directory: Path) -> tuple[dict[str, Any], ModelShape]:
     """config.json and the sizes in it. Raises CheckpointError or UnsupportedModel; executes nothing."""
     from methods.families import shape_of
+    from methods.families.sliced import PREFIX
 
     path = directory / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{directory} has no config.json; a Hugging Face model directory is wanted")
     config = weights.read_json(path, limit=CONFIG_LIMIT)
-    if config.get("auto_map"):
+    # the code bundled with a sliced model is for others: ours is installed, and what lies in the folder is not read
+    if config.get("auto_map") and not str(config.get("model_type")).startswith(PREFIX):
         raise UnsupportedModel(
             f"{path} asks for code of its own (auto_map); nothing from a model is executed"
         )

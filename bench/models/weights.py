@@ -125,7 +125,7 @@ def check_tensors(
 
     Raises CheckpointError for missing, unknown or wrongly shaped tensors and for dtypes that are not floats.
     """
-    inner, outer = family.block_tensors(shape), family.outer_tensors(shape)
+    outer = family.outer_tensors(shape)
     # A config may claim any number of blocks: count before names are spelled out.
     if shape.blocks > len(found):
         raise CheckpointError(
@@ -134,7 +134,7 @@ def check_tensors(
     expected = dict(outer)
     for index in range(shape.blocks):
         prefix = family.block_prefix(index)
-        expected.update({prefix + name: size for name, size in inner.items()})
+        expected.update({prefix + name: size for name, size in family.block_tensors(shape, index).items()})
     names: dict[str, str] = {}
     missing: list[str] = []
     for canonical, size in expected.items():

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.grammar import DENSE_METHOD, Value, nearest, parse_method, shown, typed
+from bench.plan.grammar import DENSE_METHOD, Value, nearest, shown, typed
 from bench.plan.settings import Settings
 from methods.errors import CheckpointError, UserError
 from methods.target import DENSE, Target
 
 if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
+    from methods.entries import Method
     from methods.interface import ModelShape, Pruner
+    from methods.spelling import Spelling
 
 __all__ = [
     "NEW_TOKENS",
@@ -46,7 +48,8 @@ class Cell:
     method: str
     """Canonical ``rule[@allocation][+refinement]``, or ``dense``."""
     parameters: tuple[tuple[str, Value], ...]
-    """Every declared parameter of the method with its value, defaults included, sorted by name."""
+    """Every declared parameter of the method with its value, defaults included, sorted by name: the rule's by
+    plain name, those of its allocation and refinements as ``owl.lambda``."""
     target: str
     seed: int | None
     dtype: str
@@ -68,6 +71,8 @@ class Cell:
     """Zero-shot tasks, sorted; none where nothing is measured on them."""
     limit: int = 0
     """Items of each task, from its start; 0 is all."""
+    layers: str = ""
+    """Canonical spelling of the matrices worked on (see ``methods.selection``); empty is all."""
 
     @property
     def name(self) -> str:
@@ -75,7 +80,8 @@ class Cell:
         if self.method == DENSE_METHOD:
             return f"{self.model} dense"
         seed = "" if self.seed is None else f" seed {self.seed}"
-        return f"{self.model} {self.method} {self.target}{seed}"
+        layers = f" {self.layers}" if self.layers else ""
+        return f"{self.model} {self.method} {self.target}{layers}{seed}"
 
     def protocol(self, phase: str) -> str:
         """Evaluation protocol id of a phase: only equal ids share a column. Empty for the prune itself."""
@@ -121,6 +127,7 @@ class _Method:
     targets: tuple[Target, ...]
     parameters: tuple[tuple[str, Value], ...]
     pruner: Pruner
+    scheduled: bool
 
 
 def expand(settings: Settings) -> Plan:
@@ -179,32 +186,73 @@ def _models(settings: Settings) -> list[str]:
 
 
 def _methods(settings: Settings) -> list[_Method]:
+    """Each method once, shorthands spelled out, with its parameters. Raises UserError for an unknown name."""
     from methods import registry
 
-    names = [parse_method(text, registry.names()) for text in settings.methods]
-    given: dict[str, dict[str, Any]] = {}
-    rules = {name.rule for name in names}
-    for rule, name, value in settings.assignments:
-        if rule not in rules:
+    texts = {text: registry.spelling(text) for text in settings.methods if text != DENSE_METHOD}
+    named = {DENSE_METHOD} if DENSE_METHOD in settings.methods else set()
+    for parts in texts.values():
+        named.update(_owners(parts))
+    given: dict[tuple[str, str], Value] = {}
+    for owner, name, value in settings.assignments:
+        if owner not in named:
+            raise UserError(_misplaced(owner, name, named))
+        given[owner, name] = typed(owner, name, value, registry.parameters_of(owner))
+    chosen: dict[tuple[object, ...], _Method] = {}
+    for text, parts in texts.items():
+        parameters: dict[str, Value] = {}
+        for key, parameter in registry.declared(text).items():
+            owner, _, name = key.rpartition(".")
+            parameters[key] = given.get((owner or parts.rule, name), parameter.default)
+        made = tuple(sorted(parameters.items()))
+        entry = registry.method(parts.rule)
+        targets = settings.targets(entry.default_target, entry.targets)
+        if not targets:
+            raise UserError(_aimless(entry, settings))
+        pruner = registry.get(str(parts), parameters, settings.layers)
+        chosen.setdefault((parts, made), _Method(str(parts), targets, made, pruner, entry.scheduled))
+    _check_used(settings, list(chosen.values()))
+    return list(chosen.values())
+
+
+def _aimless(entry: Method, settings: Settings) -> str:
+    """Only targets that a method cannot reach were asked for."""
+    given = " and ".join(f"--{option}" for option in settings.asked())
+    meant = "--slicing 0.25" if "slice" in entry.targets else "--sparsity 0.5 or --pattern 2:4"
+    return f"{given} gives {entry.name} no target; add {meant}, or leave {entry.name} out of --methods"
+
+
+def _check_used(settings: Settings, chosen: list[_Method]) -> None:
+    """Raises UserError for an option whose targets no method takes: nothing asked for is dropped silently."""
+    taken = {str(target) for method in chosen for target in method.targets}
+    for option, words in settings.asked().items():
+        if chosen and not taken.intersection(words):
+            names = ", ".join(method.name for method in chosen)
             raise UserError(
-                f"--set {rule}.{name} is for a method not run; --methods has {', '.join(sorted(rules))}"
-                f"{nearest(rule, rules)}"
+                f"--{option} {','.join(words)} is for none of the methods run: {names}; leave it out"
             )
-        declared = registry.parameters_of(rule)
-        given.setdefault(rule, {})[name] = typed(rule, name, value, declared)
-    chosen = []
-    for method in names:
-        if method.rule == DENSE_METHOD:
-            continue
-        entry = registry.method(method.rule)
-        defaults = {name: parameter.default for name, parameter in entry.parameters.items()}
-        parameters = {**defaults, **given.get(method.rule, {})}
-        pruner = registry.get(str(method), parameters)
-        targets = settings.targets(entry.default_target)
-        chosen.append(
-            _Method(str(registry.spelling(str(method))), targets, tuple(sorted(parameters.items())), pruner)
+
+
+def _owners(parts: Spelling) -> list[str]:
+    """The names behind ``--set`` that a spelling answers to."""
+    return [part for part in (parts.rule, parts.allocation, *parts.refinements) if part]
+
+
+def _misplaced(owner: str, name: str, named: set[str]) -> str:
+    """Why ``--set owner.name`` sets nothing in this run."""
+    from methods import registry
+
+    short = registry.shorthands().get(owner)
+    if short is not None and set(_owners(registry.spelling(short.spelling))) <= named:
+        owners = _owners(registry.spelling(short.spelling))
+        right = next((part for part in owners if name in registry.parameters_of(part)), owners[0])
+        return (
+            f"--set {owner}.{name}: {owner} is short for {short.spelling}; write --set {right}.{shown(name)}"
         )
-    return chosen
+    return (
+        f"--set {owner}.{name} is for a method not run; --methods has {', '.join(sorted(named))}"
+        f"{nearest(owner, named)}"
+    )
 
 
 def _config(model: str) -> tuple[Mapping[str, Any], ModelShape | None, str]:
@@ -262,7 +310,12 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
     """The cells of one method and target: one per seed, or one for all where nothing is drawn."""
     calibration = _protocol(settings, dense.model).calibration
     cell = replace(
-        dense, method=method.name, parameters=method.parameters, target=str(target), heldout=calibration
+        dense,
+        method=method.name,
+        parameters=_used(method, target),
+        target=str(target),
+        heldout=calibration,
+        layers=settings.layers,
     )
     if not method.pruner.needs_calibration:
         yield cell
@@ -272,9 +325,17 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
             cell,
             seed=seed,
             calibration=calibration,
-            hessian_dtype=settings.hessian_dtype,
-            schedule=settings.schedule,
+            hessian_dtype=settings.hessian_dtype if method.scheduled else cell.hessian_dtype,
+            schedule=settings.schedule if method.scheduled else cell.schedule,
         )
+
+
+def _used(method: _Method, target: Target) -> tuple[tuple[str, Value], ...]:
+    """A method's parameters without those of grids where the target has none: equal work has equal cells."""
+    from methods import registry
+
+    known = registry.declared(method.name)
+    return tuple((key, value) for key, value in method.parameters if target.bits or not known[key].grids)
 
 
 def config_of(model: str) -> tuple[Mapping[str, Any], ModelShape]:

@@ -1,33 +1,33 @@
-"""How methods, targets, seeds, parameters and sizes are spelled.
+"""How targets, seeds, parameters and sizes are spelled; methods.spelling reads methods.
 
 Every function takes what a user typed and raises UserError with one line: what was seen, what is allowed.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from methods.errors import UserError
-from methods.target import Target
+from methods.errors import UserError, nearest, shown
+from methods.spelling import DENSE_METHOD
+from methods.target import BITS, Target
 
 if TYPE_CHECKING:
     from methods.registry import Parameter
 
 __all__ = [
     "DENSE_METHOD",
-    "MethodName",
     "Value",
     "nearest",
+    "parse_bits",
     "parse_list",
-    "parse_method",
     "parse_parameter",
     "parse_pattern",
     "parse_seed",
+    "parse_share",
     "parse_size",
     "parse_sparsity",
     "shown",
@@ -38,29 +38,10 @@ __all__ = [
 Value = str | int | float | bool
 """What a method's parameter may be."""
 
-DENSE_METHOD = "dense"
-
-_NAME = r"[a-z][a-z0-9_-]*"
-_METHOD = re.compile(
-    rf"^(?P<rule>{_NAME})(?:@(?P<allocation>{_NAME}))?(?:\+(?P<refinement>{_NAME}(?:\+{_NAME})*))?$"
-)
 _ASSIGNMENT = re.compile(r"^(?P<rule>[^.=\s]+)\.(?P<name>[^=\s]+)=(?P<value>.*)$", re.DOTALL)
 _SIZE = re.compile(r"^(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
-_SHOWN = 60
-
-
-def shown(value: object) -> str:
-    """A value as an error quotes it: one line, printable, not longer than a line can bear."""
-    text = "".join(c if c.isprintable() else "?" for c in str(value))
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the closest known word, or nothing where none is close."""
-    found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def unique(items: Iterable[str]) -> tuple[str, ...]:
@@ -92,42 +73,24 @@ def parse_list(value: object, option: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-@dataclass(frozen=True, slots=True)
-class MethodName:
-    """A method's parts: how weights are chosen and updated, how the budget is spread, what refines it."""
-
-    rule: str
-    allocation: str = ""
-    refinement: str = ""
-
-    def __str__(self) -> str:
-        allocation = f"@{self.allocation}" if self.allocation else ""
-        refinement = f"+{self.refinement}" if self.refinement else ""
-        return f"{self.rule}{allocation}{refinement}"
-
-
-def parse_method(text: str, known: Iterable[str] | None = None) -> MethodName:
-    """Read ``rule[@allocation][+refinement]``; ``@uniform`` is the default, left out of the name.
-
-    ``known``: rules or whole spellings to check against. Raises UserError, with the nearest known rule.
-    """
-    found = _METHOD.match(text.strip().lower())
-    rules = unique([DENSE_METHOD, *(re.split(r"[@+]", name)[0] for name in known)]) if known else ()
-    if not found:
-        raise UserError(
-            f"method '{shown(text)}' is not spelled rule[@allocation][+refinement], as in sparsegpt or "
-            f"magnitude@global{nearest(text, rules)}"
-        )
-    name = MethodName(found["rule"], found["allocation"] or "", found["refinement"] or "")
-    if rules and name.rule not in rules:
-        raise UserError(f"unknown method '{name.rule}'; known: {', '.join(rules)}{nearest(name.rule, rules)}")
-    if name.rule == DENSE_METHOD and str(name) != DENSE_METHOD:
-        raise UserError(f"method '{shown(text)}': dense takes neither allocation nor refinement; write dense")
-    return MethodName(name.rule, "" if name.allocation == "uniform" else name.allocation, name.refinement)
-
-
 def parse_sparsity(text: str) -> Target:
     """Read a share of weights to remove, ``0.5`` or ``50%``. Raises UserError unless 0 <= share < 1."""
+    return Target.unstructured(f"{_share(text, 'sparsity'):f}")
+
+
+def parse_share(text: str, kind: str) -> Target:
+    """Read a share of the width to slice, or of the parameters or bytes to save (``kind`` as in ``Target``).
+
+    Raises UserError unless 0 <= share < 1, or where nothing is to be saved.
+    """
+    option = {"slice": "slicing"}.get(kind, kind)
+    share = _share(text, option)
+    if not share and kind != "slice":
+        raise UserError(f"{option} '{shown(text)}' saves nothing; use a share above 0, such as 0.2")
+    return Target(kind, Fraction(f"{share:f}"))
+
+
+def _share(text: str, option: str) -> Decimal:
     word = text.strip()
     percent = word.endswith("%")
     try:
@@ -136,20 +99,20 @@ def parse_sparsity(text: str) -> Target:
         share = Decimal("NaN")
     if not share.is_finite():
         hint = "; N:M patterns go to --pattern" if ":" in word else ""
-        raise UserError(f"sparsity '{shown(text)}' is no number; use a share such as 0.5{hint}")
+        raise UserError(f"{option} '{shown(text)}' is no number; use a share such as 0.5{hint}")
     if percent:
         share /= 100
     elif 1 < share < 100:
         meant = f"{(share / 100).normalize():f}"
-        raise UserError(f"sparsity '{shown(text)}' is not a share; for {shown(word)} percent write {meant}")
+        raise UserError(f"{option} '{shown(text)}' is not a share; for {shown(word)} percent write {meant}")
     if not 0 <= share < 1:
-        raise UserError(f"sparsity '{shown(text)}' is not a share; use 0 <= sparsity < 1, such as 0.5")
+        raise UserError(f"{option} '{shown(text)}' is not a share; use 0 <= {option} < 1, such as 0.5")
     if share and share.adjusted() < -6:
-        raise UserError(f"sparsity '{shown(text)}' is too fine; use at least 0.000001")
+        raise UserError(f"{option} '{shown(text)}' is too fine; use at least 0.000001")
     # Target prints ten digits of the percentage: more would make two cells print alike.
     if len(share.normalize().as_tuple().digits) > 8:
-        raise UserError(f"sparsity '{shown(text)}' has too many digits; use at most eight")
-    return Target.unstructured(f"{share:f}")
+        raise UserError(f"{option} '{shown(text)}' has too many digits; use at most eight")
+    return share
 
 
 def parse_pattern(text: str) -> Target | None:
@@ -163,6 +126,16 @@ def parse_pattern(text: str) -> Target | None:
     if max(map(len, word.split(":"))) > 4:
         raise UserError(f"pattern '{shown(text)}' is too wide; N and M have at most four digits")
     return Target.parse(word)
+
+
+def parse_bits(text: str) -> int | None:
+    """Read the width of a quantisation grid, ``none`` as None. Raises UserError for a width that is no grid."""
+    word = text.strip().lower()
+    if word == "none":
+        return None
+    if word not in map(str, BITS):
+        raise UserError(f"bits '{shown(text)}' are not a grid; use {', '.join(map(str, BITS))}, or none")
+    return int(word)
 
 
 def parse_seed(text: str) -> int:
@@ -203,22 +176,8 @@ def typed(rule: str, name: str, value: object, declared: Mapping[str, Parameter]
     parameter = declared[name]
     read = _read(value, parameter.type)
     if read is None:
-        kind = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-        raise UserError(
-            f"{rule}.{name} is '{shown(value)}'; it must be {kind[parameter.type]}, as in "
-            f"--set {rule}.{name}={_spelled(parameter.default)}"
-        )
-    choices = parameter.choices
-    if choices is not None and read not in choices:
-        allowed = ", ".join(map(str, choices))
-        near = nearest(str(read), map(str, choices))
-        raise UserError(f"{rule}.{name} is '{shown(value)}'; it must be one of {allowed}{near}")
-    low, high = parameter.minimum, parameter.maximum
-    if not isinstance(read, str) and ((low is not None and read < low) or (high is not None and read > high)):
-        bounds = " and ".join(
-            f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if end is not None
-        )
-        raise UserError(f"{rule}.{name} is {shown(value)}; it must be {bounds}")
+        raise parameter.of_another_type(f"{rule}.{name}", value)
+    parameter.check(f"{rule}.{name}", read)
     return read
 
 
@@ -241,7 +200,3 @@ def _read(value: object, kind: type) -> Value | None:
     if kind is int:
         return int(number) if number == number.to_integral_value() and number.adjusted() < 18 else None
     return float(number)
-
-
-def _spelled(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,7 +2,8 @@
 
 Nothing is loaded. Memory follows the walk, one decoder block at a time:
 base + 1.3 x (two blocks + Hessian workspace + hidden states + activations of a batch + the token table +
-logits + the dense model's last states, which divergence is measured against).
+logits + the dense model's last states, which divergence is measured against). Slicing has float64 workspaces in
+place of Hessians, and what it writes and what is evaluated is the narrower model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bench.plan.cells import Cell, Plan
 
 if TYPE_CHECKING:
     from methods.interface import ModelShape
+    from methods.sensitivity.cost import Cost
 
 __all__ = [
     "Estimate",
@@ -214,11 +216,23 @@ def _evaluation_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:
     return (whole if windows is None else min(whole, windows * length)), length
 
 
+def _pruned(cell: Cell, shape: ModelShape) -> ModelShape:
+    """Sizes of the model that the cell stores and evaluates."""
+    from methods import registry
+    from methods.interface import Reshaping
+    from methods.target import Target
+
+    if cell.dense or registry.method(registry.spelling(cell.method).rule).layerwise:
+        return shape
+    pruner = registry.get(cell.method, dict(cell.parameters))
+    return pruner.pruned_shape(shape, Target.parse(cell.target)) if isinstance(pruner, Reshaping) else shape
+
+
 def _hessian_columns(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> list[tuple[int, int]]:
     """(columns, rows that share it) of every Hessian in a block."""
     from methods.families import family_of
 
-    if cell.calibration is None:
+    if cell.calibration is None or _pruned(cell, shape).slices is not None:
         return []
     family = family_of(shape)
     matrices = {matrix.name: matrix for matrix in family.matrices(shape)}
@@ -237,10 +251,12 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
 
     itemsize = _ITEMSIZE[cell.dtype]
     columns = [width for width, _ in _hessian_columns(cell, config, shape)]
-    workspace = 3 * max(columns, default=0) ** 2
-    if cell.schedule == "blockwise":
+    work = _work(cell)
+    workspace = max(work.workspace, 3 if work.products_before else 0) * max(columns, default=0) ** 2
+    if work.products_before or (work.workspace and cell.schedule == "blockwise"):
         # All Hessians of a block are held at once.
         workspace += sum(width**2 for width in columns)
+    sliced = _pruned(cell, shape).slices is not None
     table = shape.vocabulary * shape.embedding_width * itemsize
     evaluated = _evaluation_tokens(cell, shape)[0]
     batch = min(_BATCH_TOKENS, max(evaluated, _calibration_tokens(cell, shape)[0]))
@@ -249,13 +265,33 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
     parts = (
         2 * block_parameters(shape) * itemsize
         + workspace * _ITEMSIZE[cell.hessian_dtype]
+        + (_slicing_bytes(shape) if sliced else 0)
         + min(_hidden_bytes(cell, shape), cell.hidden_budget)
         + activations
         + table
         + _LOGIT_BYTES
         + states
     )
-    return _BASE + int(_SLACK * max(parts, _whole_model(cell, shape)))
+    return _BASE + int(_SLACK * max(parts, _whole_model(cell, shape), _sensitivities(cell, shape).memory))
+
+
+def _sensitivities(cell: Cell, shape: ModelShape) -> Cost:
+    """What mixed sparsity's sensitivities take where the cell has them estimated."""
+    from methods.sensitivity.cost import Cost, cost
+
+    set_to = dict(cell.parameters)
+    if cell.calibration is None or "mixed.estimator" not in set_to or set_to["mixed.file"]:
+        return Cost(0, 0, 0.0)
+    drawn = cell.calibration.length or shape.positions
+    length = min(drawn, 256)
+    windows = min(int(set_to["mixed.windows"]), cell.calibration.samples * (drawn // length))
+    probes = int(set_to["mixed.probes"])
+    return cost(shape, str(set_to["mixed.estimator"]), probes, windows, length, cell.hidden_budget)
+
+
+def _slicing_bytes(shape: ModelShape) -> int:
+    """Two bases, the Gram matrix, its eigenvectors and the solver's workspace; a linear, folded and rotated: float64."""
+    return 8 * (7 * shape.width**2 + 2 * shape.feedforward * shape.width)
 
 
 def _whole_model(cell: Cell, shape: ModelShape) -> int:
@@ -265,36 +301,70 @@ def _whole_model(cell: Cell, shape: ModelShape) -> int:
     if not {"zeroshot", "decode"} & set(cell.evaluations):
         return 0
     batch = min(_TASK_BATCH, 8 * shape.positions) if "zeroshot" in cell.evaluations else 1
-    return (parameters(shape) + 2 * batch * shape.vocabulary) * _ITEMSIZE[cell.dtype]
+    return (parameters(_pruned(cell, shape)) + 2 * batch * shape.vocabulary) * _ITEMSIZE[cell.dtype]
 
 
 def _disk(cell: Cell, shape: ModelShape) -> int:
     from methods.families.sizes import parameters
 
     spilt = max(0, 2 * _hidden_bytes(cell, shape) - cell.hidden_budget)
+    spilt = max(spilt, _sensitivities(cell, shape).spilt)
     itemsize = _ITEMSIZE[cell.dtype]
     states = _evaluation_tokens(cell, shape)[0] * shape.width * itemsize
-    return spilt + (states if cell.dense else parameters(shape) * itemsize)
+    return spilt + (states if cell.dense else parameters(_pruned(cell, shape)) * itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a cell's method declares of its work: see ``methods.entries``."""
+
+    workspace: int = 0
+    products: int = 0
+    passes_before: int = 0
+    products_before: int = 0
+
+
+def _work(cell: Cell) -> _Work:
+    from methods import registry
+
+    if cell.dense or cell.calibration is None:
+        return _Work()
+    parts = registry.spelling(cell.method)
+    entry = registry.method(parts.rule)
+    allocation = registry.allocations()[parts.allocation or "uniform"]
+    return _Work(entry.workspace, entry.products, allocation.passes, allocation.products)
 
 
 def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
-    """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and sweeps (2 r d²)."""
-    from methods.families.sizes import flops_per_token
+    """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and products such as sweeps (2 r d² each).
+
+    Slicing: a Gram matrix and a lift (2 n d² each) and an eigendecomposition (9 d³) for each of two segments a
+    block; every matrix is rotated once.
+    """
+    from methods.families.sizes import flops_per_token, prunable
 
     tokens, length = _evaluation_tokens(cell, shape)
     if "zeroshot" in cell.evaluations:
         tokens += len(cell.tasks) * (cell.limit or _TASK_ITEMS) * _ITEM_TOKENS
-    total = float(tokens * flops_per_token(shape, length))
+    sliced = _pruned(cell, shape)
+    total = float(tokens * flops_per_token(sliced, length))
     if cell.calibration is None:
         return total
     drawn, heldout = _calibration_tokens(cell, shape)
     passes = 2 if cell.schedule == "blockwise" else 1
     head = 2 * shape.vocabulary * shape.embedding_width
     per_token = flops_per_token(shape, cell.calibration.length or shape.positions) - head
-    total += passes * (drawn + heldout) * per_token
-    for columns, rows in _hessian_columns(cell, config, shape):
-        total += shape.blocks * (2 * drawn * columns**2 + 3 * columns**3 + 2 * rows * columns**2)
-    return total
+    work = _work(cell)
+    total += (passes * (drawn + heldout) + work.passes_before * drawn) * per_token
+    if sliced.slices is not None:
+        width = shape.width
+        rotations = 2 * (prunable(shape) + 2 * shape.vocabulary * width) * width
+        return total + rotations + 2 * shape.blocks * (4 * drawn * width**2 + 9 * width**3)
+    for products in (work.products, work.products_before):
+        for columns, rows in _hessian_columns(cell, config, shape) if products else ():
+            once = 2 * drawn * columns**2 + 3 * columns**3 + products * 2 * rows * columns**2
+            total += shape.blocks * once
+    return total + _sensitivities(cell, shape).flops
 
 
 def free_memory(device: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,18 +13,21 @@ from bench.plan.config_file import read_config
 from bench.plan.grammar import (
     Value,
     nearest,
+    parse_bits,
     parse_list,
-    parse_method,
     parse_parameter,
     parse_pattern,
     parse_seed,
+    parse_share,
     parse_size,
     parse_sparsity,
     shown,
     unique,
 )
 from methods.errors import UserError
-from methods.target import Target
+from methods.selection import Selection
+from methods.spelling import parse
+from methods.target import DENSE, Target
 
 __all__ = ["TASKS", "Assignment", "Settings", "gather", "option_name", "option_names"]
 
@@ -33,7 +36,13 @@ Assignment = tuple[str, str, Value]
 
 TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "openbookqa", "rte")
 """The zero-shot tasks that papers on one-shot pruning report."""
-_RENAMED = {"evaluations": "eval", "assignments": "set", "as_json": "json"}
+_RENAMED = {
+    "evaluations": "eval",
+    "assignments": "set",
+    "as_json": "json",
+    "fewer_params": "params",
+    "fewer_bytes": "bytes",
+}
 _DEVICE = ("auto", "cpu", "cuda")
 
 
@@ -47,7 +56,7 @@ def _words(option: str) -> BeforeValidator:
 
 
 def _methods(value: object) -> tuple[str, ...]:
-    return unique(str(parse_method(word)) for word in parse_list(value, "--methods"))
+    return unique(str(parse(word)) for word in parse_list(value, "--methods"))
 
 
 def _sparsity(value: object) -> tuple[str, ...]:
@@ -56,6 +65,23 @@ def _sparsity(value: object) -> tuple[str, ...]:
 
 def _pattern(value: object) -> tuple[str, ...]:
     return unique(str(parse_pattern(word) or "unstructured") for word in parse_list(value, "--pattern"))
+
+
+def _shares(option: str, kind: str) -> BeforeValidator:
+    return BeforeValidator(
+        lambda value: unique(str(parse_share(word, kind)) for word in parse_list(value, f"--{option}"))
+    )
+
+
+def _bits(value: object) -> tuple[str, ...]:
+    return unique(str(parse_bits(word) or "none") for word in parse_list(value, "--bits"))
+
+
+def _layers(value: object) -> str:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"--layers is '{shown(value)}'; write clauses such as blocks=0-3,only=mlp")
+    return str(Selection.parse(",".join(words)))
 
 
 def _seeds(value: object) -> tuple[int, ...]:
@@ -175,6 +201,16 @@ class Settings(BaseModel):
     """Unstructured targets, as ``50%``."""
     pattern: Annotated[tuple[str, ...], BeforeValidator(_pattern)] = ()
     """``unstructured`` and N:M patterns."""
+    slicing: Annotated[tuple[str, ...], _shares("slicing", "slice")] = ()
+    """Shares of the width, as ``slice25%``."""
+    fewer_params: Annotated[tuple[str, ...], _shares("params", "params")] = ()
+    """Shares of the parameters to save, as ``params-20%``."""
+    fewer_bytes: Annotated[tuple[str, ...], _shares("bytes", "bytes")] = ()
+    """Shares of the bytes to save, as ``bytes-30%``."""
+    bits: Annotated[tuple[str, ...], BeforeValidator(_bits)] = ()
+    """Widths of the grid that goes with every target; ``none`` is the target alone."""
+    layers: Annotated[str, BeforeValidator(_layers)] = ""
+    """Canonical spelling of the matrices to work on; all where empty."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0,)
     calibration: Annotated[str | None, _name("calibration")] = None
     samples: Annotated[int | None, _whole("samples", 1, 1_000_000)] = None
@@ -206,23 +242,46 @@ class Settings(BaseModel):
     command: tuple[str, ...] = Field(default=(), exclude=True)
     """The words typed, so that a message can say how to resume."""
 
-    def targets(self, default: str = "50%") -> tuple[Target, ...]:
-        """What to aim at, in the order asked for; ``default`` where neither share nor pattern is given.
+    def targets(
+        self, default: str = "50%", kinds: Collection[str] = ("unstructured", "nm")
+    ) -> tuple[Target, ...]:
+        """What a method that reaches ``kinds`` of targets aims at, in the order asked for.
 
-        Raises UserError where shares are given but only N:M patterns to apply them to.
+        Sizes (``params``, ``bytes``) are for every method. Every target is joined with every width of ``bits``.
+        ``default`` where nothing is asked for at all; nothing where only other kinds are. Raises UserError where
+        shares are given but only N:M patterns to apply them to.
         """
         if self.sparsity and self.pattern and "unstructured" not in self.pattern:
             raise UserError(
                 f"--sparsity is for unstructured pruning, --pattern {','.join(self.pattern)} fixes its own; "
                 f"leave --sparsity out, or write --pattern unstructured,{','.join(self.pattern)}"
             )
-        if not self.sparsity and not self.pattern:
-            return (Target.parse(default),)
-        shares = self.sparsity or ("50%",)
+        asked = self.asked()
+        if not asked:
+            return self._joined([default])
+        wanted = {*kinds, "params", "bytes"}
+        spelled = [word for words in asked.values() for word in words]
+        return tuple(
+            target
+            for target in self._joined(spelled)
+            if (target.kind if target != DENSE else "unstructured") in wanted
+        )
+
+    def asked(self) -> dict[str, tuple[str, ...]]:
+        """Targets as spelled, by the option that asks for them."""
+        found: dict[str, tuple[str, ...]] = {}
+        shares = self.sparsity or (("50%",) if self.pattern else ())
         spelled: list[str] = []
         for pattern in self.pattern or ("unstructured",):
             spelled += shares if pattern == "unstructured" else (pattern,)
-        return tuple(Target.parse(word) for word in unique(spelled))
+        options = {"slicing": self.slicing, "params": self.fewer_params, "bytes": self.fewer_bytes}
+        found["sparsity" if self.sparsity else "pattern"] = tuple(spelled)
+        return {option: words for option, words in (found | options).items() if words}
+
+    def _joined(self, spelled: list[str]) -> tuple[Target, ...]:
+        """Targets with the grids that go with them, each once."""
+        ends = ["" if bits == "none" else f"+{bits}bit" for bits in self.bits or ("none",)]
+        return tuple(Target.parse(word) for word in unique(word + end for word in spelled for end in ends))
 
 
 def option_names() -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.plan.cells import Cell
+from methods import registry
 
 __all__ = ["stored"]
 
@@ -43,7 +44,8 @@ def stored(cells: Iterable[Cell], out: Path) -> frozenset[Cell]:
 def _wanted(cell: Cell) -> set[str]:
     parameters: dict[str, Any] = {}
     if not cell.dense:
-        parameters = {**dict(cell.parameters), "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
+        own = registry.recorded(cell.method, dict(cell.parameters))
+        parameters = {**own, "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
     calibration = cell.calibration.id if cell.calibration else ""
     return {
         _identity(

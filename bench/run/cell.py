@@ -20,6 +20,7 @@ from bench.run import phases
 from bench.run.evaluations import EVALUATIONS, Weights
 from bench.run.live import LiveObserver
 from bench.run.subject import Keys, Subject, Subjects, keys_without_model
+from methods import registry
 from methods.checkpoints.dense import save_dense
 from methods.stream.sink import BlockFolder
 
@@ -140,7 +141,14 @@ class CellRunner:
             return None
         work = self._work(keys)
         blocks = BlockFolder(work / "blocks")
-        run = phases.run_of(cell, work, f"{keys.cell}/{keys.environment}", self.observer)
+        run = phases.run_of(
+            cell,
+            work,
+            f"{keys.cell}/{keys.environment}",
+            self.observer,
+            shared=self.out,
+            model=subject.checkpoint.revision,
+        )
         if "prune" in wanted:
             with self._recording(cell, subject, keys, machine, "prune") as result:
                 result.append(phases.prune(cell, subject, run, blocks))
@@ -188,9 +196,10 @@ class CellRunner:
             "calibration": cell.calibration.id if cell.calibration else "",
             "protocol": cell.protocol(phase),
             "parameters": {
-                **dict(cell.parameters),
+                **registry.recorded(cell.method, dict(cell.parameters)),
                 "schedule": cell.schedule,
                 "hessian_dtype": cell.hessian_dtype,
+                **({"layers": cell.layers} if cell.layers else {}),
             }
             if not cell.dense
             else {},

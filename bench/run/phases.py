@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench.measure.memory import PeakMemory
 from bench.results.records import MatrixFigures, Metric
 from methods import registry
 from methods.families import sizes
-from methods.interface import Calibration, MatrixReport, Observer, PruneReport, Run, matrix_sizes
+from methods.interface import Calibration, MatrixReport, ModelShape, Observer, PruneReport, Run
+from methods.quantise.stored import packed_bytes
+from methods.selection import Selection
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
 from methods.target import Target
@@ -44,8 +47,10 @@ class Figures:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def run_of(cell: Cell, work: Path, identity: str, observer: Observer) -> Run:
-    """How the cell's pruner runs."""
+def run_of(
+    cell: Cell, work: Path, identity: str, observer: Observer, *, shared: Path | None = None, model: str = ""
+) -> Run:
+    """How the cell's pruner runs; ``shared`` is the folder of what cells of one model share, ``model`` its revision."""
     return Run(
         seed=cell.seed or 0,
         schedule=cell.schedule,
@@ -53,6 +58,8 @@ def run_of(cell: Cell, work: Path, identity: str, observer: Observer) -> Run:
         hidden_budget=cell.hidden_budget,
         work=work,
         identity=identity,
+        shared=shared,
+        model=model,
         observer=observer,
     )
 
@@ -81,7 +88,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         # one walk holds both, so held-out windows are cut to the length of the drawn ones
         kept[:, : drawn.tokens.shape[1]] if drawn is not None else kept,
     )
-    pruner = registry.get(cell.method, dict(cell.parameters))
+    pruner = registry.get(cell.method, dict(cell.parameters), cell.layers)
     source = source_of(cell, subject)
     with PeakMemory(cell.device) as memory:
         report = pruner.prune(source, calibration, Target.parse(cell.target), blocks, run)
@@ -89,12 +96,25 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     provenance: dict[str, Any] = {"heldout": heldout.provenance, "resumed_blocks": report.resumed_blocks}
     if drawn is not None:
         provenance["calibration"] = drawn.provenance
-    metrics = [*_size_metrics(pruned, report.matrices), *_cost_metrics(report, memory)]
+    if report.outside is not None:
+        provenance["outside"] = {
+            "program": report.outside.program,
+            "versions": dict(report.outside.versions),
+            **report.outside.notes,
+        }
+    sized = _size_metrics(source.shape, pruned, report.matrices)
+    stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
+    metrics = [
+        *sized,
+        *_selection_metrics(pruned, report.matrices, cell.layers),
+        *_grid_metrics(pruned, stored),
+        *_cost_metrics(report, memory),
+    ]
     resumed = (
         (
             f"went on after block {report.resumed_blocks - 1} of a killed run: peak memory was not measured whole",
         )
-        if report.resumed_blocks
+        if report.resumed_blocks and report.outside is None
         else ()
     )
     return Figures(
@@ -120,36 +140,95 @@ def notes_on(windows: Windows | None) -> tuple[str, ...]:
 
 def dense_figures(cell: Cell, subject: Subject) -> Figures:
     """Sizes of the unpruned model."""
-    return Figures(metrics=tuple(_size_metrics(source_of(cell, subject), ())))
+    source = source_of(cell, subject)
+    return Figures(metrics=tuple(_size_metrics(source.shape, source, ())))
 
 
-def _size_metrics(source: CheckpointSource, matrices: Sequence[MatrixReport]) -> list[Metric]:
+def _size_metrics(
+    dense: ModelShape, source: CheckpointSource, matrices: Sequence[MatrixReport]
+) -> list[Metric]:
     """Parameters and bytes are counted on disk; removed weights are those that the method chose."""
-    prunable = matrix_sizes(source.family.matrices(source.shape), source.shape.blocks)
+    prunable = sizes.prunable(dense)
     removed = sum(matrix.removed for matrix in matrices)
-    parameters = nonzero = stored = 0
+    total = _Stored()
     for index in range(source.shape.blocks):
-        for tensor in source.raw_block(index).values():
-            parameters += tensor.numel()
-            nonzero += int(torch.count_nonzero(tensor))
-            stored += tensor.nbytes
+        linears = {f"{matrix.name}.weight" for matrix in source.family.matrices(source.shape, index)}
+        for name, tensor in source.raw_block(index).items():
+            total.add(tensor, packed=name in linears)
     for name in source.family.outer_tensors(source.shape):
-        tensor = source.raw_outer(name)
-        parameters += tensor.numel()
-        nonzero += int(torch.count_nonzero(tensor))
-        stored += tensor.nbytes
-    return [
+        total.add(source.raw_outer(name), packed=False)
+    metrics = [
         Metric(name="weights_prunable", unit="1", value=prunable),
         Metric(name="weights_removed", unit="1", value=removed),
         Metric(name="sparsity", unit="1", value=removed / prunable),
-        Metric(name="parameters", unit="1", value=parameters),
-        Metric(name="parameters_nonzero", unit="1", value=nonzero),
-        Metric(name="bytes", unit="byte", value=stored),
+        Metric(name="parameters", unit="1", value=total.parameters),
+        Metric(name="parameters_nonzero", unit="1", value=total.nonzero),
+        Metric(name="bytes", unit="byte", value=total.bytes),
         Metric(
             name="flops_per_token",
             unit="FLOP/token",
             value=sizes.flops_per_token(source.shape, source.shape.positions),
         ),
+    ]
+    if matrices and source.shape.slices is None:
+        metrics.append(Metric(name="bytes_bitmap", unit="byte", value=total.packed))
+    return metrics
+
+
+class _Stored:
+    """What tensors add up to; ``packed``: bytes with the matrices among them as bitmaps and non-zeros, in closed form."""
+
+    def __init__(self) -> None:
+        self.parameters = self.nonzero = self.bytes = self.packed = 0
+
+    def add(self, tensor: Tensor, *, packed: bool) -> None:
+        nonzero = int(torch.count_nonzero(tensor))
+        self.parameters += tensor.numel()
+        self.nonzero += nonzero
+        self.bytes += tensor.nbytes
+        self.packed += (
+            sizes.bitmap_bytes(tensor.numel(), nonzero, tensor.itemsize) if packed else tensor.nbytes
+        )
+
+
+def _selection_metrics(
+    source: CheckpointSource, matrices: Sequence[MatrixReport], layers: str
+) -> list[Metric]:
+    """The share removed of the matrices worked on, which the target speaks of; nothing where these are all."""
+    selection = Selection.parse(layers)
+    if not selection:
+        return []
+    selected = sum(
+        matrix.size for _, matrix in selection.of(source.family.matrices(source.shape), source.shape.blocks)
+    )
+    removed = sum(matrix.removed for matrix in matrices)
+    return [
+        Metric(name="weights_selected", unit="1", value=selected),
+        Metric(name="sparsity_selected", unit="1", value=removed / selected),
+    ]
+
+
+def _grid_metrics(source: CheckpointSource, stored: float) -> list[Metric]:
+    """Sizes with quantised matrices packed, scales and zero points included; nothing where none are quantised.
+
+    ``stored``: bytes of all parameters as they are on disk.
+    """
+    weights = packed = unpacked = 0
+    for index in range(source.shape.blocks):
+        grids = source.grids(index)
+        block = source.raw_block(index) if grids else {}
+        for name, grid in grids.items():
+            weight = block[f"{name}.weight"]
+            weights += weight.numel()
+            unpacked += weight.nbytes
+            rows, columns = weight.shape
+            packed += packed_bytes(rows, columns, grid, weight.dtype)
+    if not weights:
+        return []
+    return [
+        Metric(name="weights_quantised", unit="1", value=weights),
+        Metric(name="bits_per_quantised_weight", unit="bit", value=8 * packed / weights),
+        Metric(name="bytes_quantised", unit="byte", value=stored - unpacked + packed),
     ]
 
 
@@ -157,10 +236,13 @@ def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:
     metrics = [
         Metric(name="prune_time", unit="s", value=sum(report.seconds.get(name, 0.0) for name in _OWN_PHASES)),
     ]
-    if not report.resumed_blocks:
+    if report.outside is not None or not report.resumed_blocks:
+        base, peak = memory.base, memory.peak
+        if report.outside is not None:
+            base, peak = report.outside.base_memory, report.outside.peak_memory
         metrics += [
-            Metric(name="peak_memory", unit="byte", value=memory.peak),
-            Metric(name="base_memory", unit="byte", value=memory.base),
+            Metric(name="peak_memory", unit="byte", value=peak),
+            Metric(name="base_memory", unit="byte", value=base),
         ]
     for name in ("calibration_error", "heldout_error"):
         known = [

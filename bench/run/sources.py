@@ -16,17 +16,19 @@ __all__ = ["evaluation_sources", "prune_sources"]
 _SHARED = (
     "methods.interface",
     "methods.target",
+    "methods.selection",
     "methods.families",
     "methods.stream",
     "methods.moments",
     "methods.layerwise.pruner",
+    "methods.layerwise.reach",
     "methods.layerwise.rule",
     "methods.layerwise.select",
     "bench.run.phases",
 )
 _READING = ("methods.families", "methods.stream.source", "methods.interface")
 _MEASURED = ("bench.run.evaluations", "bench.measure.memory")
-_WHOLE = ("methods.inference.assemble", *_READING)
+_WHOLE = ("methods.inference.assemble", "methods.slicing.modeling", *_READING)
 _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "size": (("methods.families.sizes", "bench.run.phases"), ()),
     "perplexity": (("bench.evaluate.perplexity", *_MEASURED, *_READING), ()),
@@ -41,10 +43,7 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def prune_sources(method: str) -> str:
     """Digest of all code a method's pruned weights depend on, native library and torch included."""
-    parsed = registry.spelling(method)
-    entry = registry.method(parsed.rule)
-    allocation = registry.allocation_module(parsed.allocation)
-    return _digest((*_SHARED, entry.factory.partition(":")[0], allocation, *entry.sources))
+    return _digest((*_SHARED, *registry.source_modules(method)))
 
 
 def evaluation_sources(evaluation: str) -> str:

@@ -18,7 +18,8 @@ from bench.plan.cells import PROMPT_TOKENS
 from bench.results.keys import cell_key, environment_key, subject_key
 from bench.run.sources import evaluation_sources, prune_sources
 from bench.text import sources as texts
-from methods.errors import PruneBenchError
+from methods import registry
+from methods.errors import PruneBenchError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,10 +84,14 @@ class Subject:
             "code": evaluation_sources("size") if cell.dense else prune_sources(cell.method)
         }
         drawn["device"] = cell.device.partition(":")[0]
+        if not cell.dense:
+            elsewhere = registry.outside(cell.method, dict(cell.parameters))
+            drawn |= {f"outside/{name}": version for name, version in elsewhere.items()}
         if cell.calibration is not None and cell.seed is not None:
             drawn["calibration"] = _hash(self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens)
         if cell.heldout is not None:
             drawn["heldout"] = _hash(self.heldout(cell.heldout, cell.data_dir).tokens)
+        drawn |= {f"file {name}": _content(path) for name, path in _files(cell)}
         revision = self.checkpoint.revision
         subjects = {"prune": _subject(cell, revision, "")}
         phases = {"prune": drawn["code"]}
@@ -141,12 +146,35 @@ def keys_without_model(cell: Cell, environment: dict[str, Any]) -> Keys:
     )
 
 
+def _files(cell: Cell) -> list[tuple[str, Path]]:
+    """Parameters of the cell's method that name a file or folder, with what they name."""
+    from methods import registry
+
+    declared = {} if cell.dense else registry.declared(cell.method)
+    given = [
+        (name, str(value)) for name, value in cell.parameters if name in declared and declared[name].file
+    ]
+    return [(name, Path(value)) for name, value in given if value]
+
+
+def _content(path: Path) -> str:
+    """Digest of a file, or of the files of a folder. Raises UserError where one cannot be read."""
+    found = hashlib.sha256()
+    try:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                found.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give another, or leave it out") from None
+    return found.hexdigest()[:16]
+
+
 def _subject(cell: Cell, revision: str, evaluation: str) -> str:
     return subject_key(
         model=cell.model,
         revision=revision,
         method=cell.method,
-        parameters=dict(cell.parameters),
+        parameters={} if cell.dense else registry.recorded(cell.method, dict(cell.parameters)),
         target=cell.target,
         seed=cell.seed,
         dtype=cell.dtype,
@@ -154,6 +182,7 @@ def _subject(cell: Cell, revision: str, evaluation: str) -> str:
         evaluation=evaluation,
         schedule=cell.schedule,
         hessian_dtype=cell.hessian_dtype,
+        layers=cell.layers or None,
     )
 
 

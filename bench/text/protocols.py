@@ -21,6 +21,8 @@ JOINS = {"kjv": "\n\n", "wikitext2": "\n\n", "ptb": " ", "c4": " "}
 """What stands between the documents of a text that is evaluated."""
 
 _SPLITS = {"kjv": "test", "wikitext2": "test", "ptb": "test", "c4": "validation"}
+_VALIDATION = ("kjv", "wikitext2", "ptb")
+"""Sets whose validation split may be evaluated, to choose parameters on; C4's is what others test on."""
 _CHANGES = ("calibration", "calibration_length", "samples", "length", "windows")
 
 
@@ -109,17 +111,20 @@ def _evaluation(name: str, dataset: str) -> EvaluationProtocol:
 def standard(name: str, text: str | None = None, **changes: str | int) -> Protocol:
     """Protocol ``nano``, ``lab`` or ``paper``, evaluated on ``text`` (its own where None), with changes.
 
+    ``text`` is a data set, or ``kjv/validation`` and the like for its validation split: what parameters are
+    chosen on, since a choice on test text makes every later figure on it too good.
     Changes: ``calibration`` (a data set), ``calibration_length``, ``samples``; ``length`` and ``windows``
     of the evaluation.
     Lengths count tokens, 0 is the model's context; ``windows`` 0 is all of them.
     Raises UserError for an unknown name or a count that is none.
     """
     _known("--protocol", name, PROTOCOLS)
-    dataset = _TEXTS[name] if text is None else _known("--text", text, DATASETS)
+    dataset, split = _text(_TEXTS[name] if text is None else text)
     for key in changes:
         if key not in _CHANGES:
             raise TypeError(f"standard() has no change {key!r}; it has {', '.join(_CHANGES)}")
     calibration, evaluation = _CALIBRATIONS[name], _evaluation(name, dataset)
+    evaluation = replace(evaluation, split=split or evaluation.split)
     if "calibration" in changes:
         source = _known("--calibration", str(changes["calibration"]), DATASETS)
         calibration = replace(calibration, dataset=source)
@@ -132,6 +137,15 @@ def standard(name: str, text: str | None = None, **changes: str | int) -> Protoc
     if "windows" in changes:
         evaluation = replace(evaluation, windows=_count("--windows", changes["windows"], 0) or None)
     return Protocol(name, calibration, evaluation)
+
+
+def _text(text: str) -> tuple[str, str]:
+    """Data set and split of an evaluation text; no split where it is the set's usual one."""
+    dataset, slash, split = text.partition("/")
+    usual = dataset in DATASETS and split == _SPLITS[dataset]
+    if slash and not usual:
+        return _known("--text", text, [f"{name}/validation" for name in _VALIDATION]).partition("/")[::2]
+    return _known("--text", dataset, DATASETS), ""
 
 
 def _known(option: str, value: str, allowed: Iterable[str]) -> str:

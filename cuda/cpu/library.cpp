@@ -99,7 +99,9 @@ int32_t obs_sweep(const prune_bench_obs_sweep_params* params) {
   Buffer<float> scratch = allocate<float>(threads * floats);
   if (!scratch) return PRUNE_BENCH_OUT_OF_MEMORY;
 
-  Work work{{params, packed.panels.get(), packed.count, packed.diagonal.get()}, chosen, scratch.get(), floats};
+  const float* diagonal = packed.diagonal.get();
+  const float* divisor = p.divisor != nullptr ? p.divisor : diagonal;
+  Work work{{params, packed.panels.get(), packed.count, diagonal, divisor}, chosen, scratch.get(), floats};
   Pool::instance().run(static_cast<int>(threads), tiles, run_tile, &work);
   return PRUNE_BENCH_OK;
 }

@@ -17,6 +17,7 @@ struct SweepJob {
   const Panel* panels;
   int64_t panel_count;
   const float* diagonal;  // [columns]
+  const float* divisor;   // [columns], of the selection
 };
 
 // One build of the sweep. A vector lane holds a row, so no operation crosses lanes; a tile is `strips` vectors of rows.

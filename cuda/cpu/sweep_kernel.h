@@ -181,8 +181,8 @@ static void select(const SweepJob& job, int64_t begin, const float* tile, float*
   const int32_t remove = static_cast<int32_t>(group - job.params->keep);
   for (int64_t i = 0; i < group; ++i) {
     const Vec w = *reinterpret_cast<const Vec*>(tile + (begin + i) * kLanes);
-    const Vec u = splat(job.diagonal[begin + i]);
-    const Vec score = (w * w) / (u * u);
+    const Vec d = splat(job.divisor[begin + i]);
+    const Vec score = (w * w) / (d * d);
     at(scores, i) = score == score ? score : splat(__builtin_inff());
   }
   for (int64_t i = 0; i < group; ++i) {

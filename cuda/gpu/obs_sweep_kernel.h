@@ -50,8 +50,9 @@ __device__ inline unsigned select(const prune_bench_obs_sweep_params& p, const f
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) {
     const int column = slot * kWarp + lane;
-    const float u = column < columns ? factor[column * columns + column] : 1.0f;
-    const float raw = __fdiv_rn(__fmul_rn(row.weight[slot], row.weight[slot]), __fmul_rn(u, u));
+    float d = 1.0f;
+    if (column < columns) d = p.divisor != nullptr ? p.divisor[column] : factor[column * columns + column];
+    const float raw = __fdiv_rn(__fmul_rn(row.weight[slot], row.weight[slot]), __fmul_rn(d, d));
     score[slot] = raw == raw ? raw : __int_as_float(0x7f800000);  // a NaN ranks as infinity
     rank[slot] = 0;
   }

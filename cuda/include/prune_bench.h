@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a meaning below changes; the loader refuses a library with another number. */
-#define PRUNE_BENCH_ABI 2
+#define PRUNE_BENCH_ABI 3
 
 enum prune_bench_status {
   PRUNE_BENCH_OK = 0,
@@ -51,11 +51,11 @@ enum prune_bench_isa_id {
  * Per row, columns in order:   q = grid(removed ? 0 : w_j);  e_j = (w_j - q) / U_jj;  w_k -= e_j U_jk for k > j
  *
  * Removed are the entries of `mask`, or, with `group` > 0, at each column j that is a multiple of `group` the
- * `group - keep` of the next `group` columns with the smallest w^2 / U_jj^2 of the current weights: of equal ones
- * the lowest index goes first, and a NaN ranks as infinity. With neither nothing is removed.
- * grid(x) = scale (clamp(round(x / scale) + zero, 0, levels - 1) - zero), halves rounded to even, NaN kept.
- * Products and differences are rounded separately (no fused multiply-add): every instruction set, thread count and
- * device gives the same bits. A NaN or infinity stays in its row. */
+ * `group - keep` of the next `group` columns with the smallest w^2 / d_j^2 of the current weights, d being `divisor`,
+ * or U_jj where that is NULL: of equal ones the lowest index goes first, and a NaN ranks as infinity. With neither
+ * nothing is removed. grid(x) = scale (clamp(round(x / scale) + zero, 0, levels - 1) - zero), halves rounded to even,
+ * NaN kept. Products and differences are rounded separately (no fused multiply-add): every instruction set, thread
+ * count and device gives the same bits. A NaN or infinity stays in its row. */
 typedef struct prune_bench_obs_sweep_params {
   int32_t abi;     /* PRUNE_BENCH_ABI */
   int32_t isa;     /* prune_bench_isa_id; CPU only */
@@ -74,12 +74,13 @@ typedef struct prune_bench_obs_sweep_params {
   const uint8_t* mask; /* [rows, columns], non-zero: remove; or NULL */
   int64_t mask_row_stride;
   int64_t mask_column_stride;
-  const float* scale; /* [rows], with levels */
-  const float* zero;  /* [rows], with levels */
-  float* values;      /* out: [rows, columns], contiguous, as all outputs */
-  float* errors;      /* out: [rows, columns] */
-  uint8_t* removed;   /* out: [rows, columns], 0 or 1 */
-  float* loss;        /* out: [rows], half the sum of e_j^2 */
+  const float* divisor; /* [columns], of the selection by `group`; or NULL */
+  const float* scale;   /* [rows], with levels */
+  const float* zero;    /* [rows], with levels */
+  float* values;        /* out: [rows, columns], contiguous, as all outputs */
+  float* errors;        /* out: [rows, columns] */
+  uint8_t* removed;     /* out: [rows, columns], 0 or 1 */
+  float* loss;          /* out: [rows], half the sum of e_j^2 */
 } prune_bench_obs_sweep_params;
 
 /* CPU. Returns a prune_bench_status; outputs are undefined unless it is PRUNE_BENCH_OK. */

@@ -28,11 +28,13 @@ struct Case {
   int group;
   int levels;
   bool hostile;
+  bool divided = false;  // the selection has a divisor of its own
 
   std::string name() const {
     char text[128];
-    std::snprintf(text, sizeof text, "%lldx%lld mask=%d %d:%d levels=%d hostile=%d", static_cast<long long>(rows),
-                  static_cast<long long>(columns), masked, keep, group, levels, hostile);
+    std::snprintf(text, sizeof text, "%lldx%lld mask=%d %d:%d levels=%d hostile=%d divided=%d",
+                  static_cast<long long>(rows), static_cast<long long>(columns), masked, keep, group, levels, hostile,
+                  divided);
     return text;
   }
 };
@@ -64,7 +66,7 @@ struct Result {
 };
 
 struct Inputs {
-  std::vector<float> weight, factor, scale, zero;
+  std::vector<float> weight, factor, divisor, scale, zero;
   std::vector<uint8_t> mask;
   int64_t pitch;
 
@@ -86,6 +88,7 @@ struct Inputs {
         factor[i * c.columns + j] = j > i ? 0.1f * normal(random) : j == i ? uniform(random) : std::nanf("");
       }
     }
+    for (int64_t j = 0; j < c.columns; ++j) divisor.push_back(uniform(random));
     for (int64_t r = 0; r < c.rows; ++r) {
       scale.push_back(0.3f * uniform(random));
       zero.push_back(std::floor(uniform(random) * static_cast<float>(c.levels)));
@@ -115,6 +118,7 @@ struct Inputs {
       p.mask_row_stride = c.columns;
       p.mask_column_stride = 1;
     }
+    if (c.divided) p.divisor = divisor.data();
     p.scale = scale.data();
     p.zero = zero.data();
     p.values = out.values.data();
@@ -140,7 +144,7 @@ Result plain(const Case& c, const Inputs& in) {
           int64_t lowest = -1;
           float least = 0.0f;
           for (int64_t k = j; k < j + c.group; ++k) {
-            const float d = in.factor[k * c.columns + k];
+            const float d = c.divided ? in.divisor[k] : in.factor[k * c.columns + k];
             float score = (w[k] * w[k]) / (d * d);
             if (std::isnan(score)) score = std::numeric_limits<float>::infinity();
             if (!gone[k] && (lowest < 0 || score < least)) {
@@ -200,6 +204,7 @@ std::vector<Case> cases() {
                                                                                        {11, 0, 1}}) {
     all.push_back({21, columns, false, keep, group, 0, false});
     all.push_back({21, columns, false, keep, group, 8, true});
+    all.push_back({21, columns, false, keep, group, 0, keep % 2 == 0, true});
   }
   return all;
 }

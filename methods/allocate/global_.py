@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from methods.errors import NonFiniteError
-from methods.interface import BlockSource, Calibration, Run, matrix_sizes
+from methods.interface import BlockSource, Calibration, Run
 from methods.layerwise.rule import Budget
 from methods.layerwise.select import round_half_up
 from methods.target import Target
@@ -21,7 +23,7 @@ _HALF = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """Counts per matrix such that the removed weights are exactly the smallest of the whole model.
+    """Counts per matrix such that the removed weights are exactly the smallest of all that are selected.
 
     Equal magnitudes at the threshold go by block, matrix and index. Three passes over the weights, one block
     in memory.
@@ -29,18 +31,19 @@ class Global:
 
     name: str = "global"
     needs_calibration: bool = False
+    patterns: bool = False
+    selects: bool = True
 
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run
     ) -> Mapping[tuple[int, str], Budget]:
-        """One budget per (block, matrix name); they add up to round(share · all)."""
-        matrices = source.family.matrices(source.shape)
-        total = round_half_up(target.amount * matrix_sizes(matrices, source.shape.blocks))
+        """One budget per selected (block, matrix name); they add up to round(share · all of these)."""
+        total = round_half_up(target.amount * sum(matrix.size for _, matrix in run.selected(source)))
         run.observer.phase("allocate", 3 * source.shape.blocks)
         threshold, below = global_threshold(source, total, run)
         budgets: dict[tuple[int, str], Budget] = {}
         ties = total - below
-        for index, name, bits in _bit_patterns(source):
+        for index, name, bits in _bit_patterns(source, run):
             less = int((bits < threshold).sum())
             here = min(ties, int((bits == threshold).sum()))
             ties -= here
@@ -55,12 +58,12 @@ def global_threshold(source: BlockSource, count: int, run: Run) -> tuple[int, in
     For non-negative float32 the order of bit patterns is the order of values.
     """
     upper = torch.zeros(_HALF, dtype=torch.int64)
-    for index, _, bits in _bit_patterns(source):
+    for index, _, bits in _bit_patterns(source, run):
         upper += torch.bincount(bits >> 16, minlength=_HALF).cpu()
         run.observer.step(index + 1)
     high, before = _bin_of(upper, count)
     lower = torch.zeros(_HALF, dtype=torch.int64)
-    for index, _, bits in _bit_patterns(source):
+    for index, _, bits in _bit_patterns(source, run):
         lower += torch.bincount((bits[bits >> 16 == high] & (_HALF - 1)), minlength=_HALF).cpu()
         run.observer.step(source.shape.blocks + index + 1)
     low, inside = _bin_of(lower, count - before)
@@ -74,11 +77,10 @@ def _bin_of(histogram: Tensor, count: int) -> tuple[int, int]:
     return found, int(sums[found - 1]) if found else 0
 
 
-def _bit_patterns(source: BlockSource) -> Iterator[tuple[int, str, Tensor]]:
-    matrices = source.family.matrices(source.shape)
-    for index in range(source.shape.blocks):
+def _bit_patterns(source: BlockSource, run: Run) -> Iterator[tuple[int, str, Tensor]]:
+    for index, selected in groupby(run.selected(source), key=itemgetter(0)):
         block = source.raw_block(index)
-        for matrix in matrices:
+        for _, matrix in selected:
             weight = block[f"{matrix.name}.weight"].to(source.device, torch.float32).abs().flatten()
             if not bool(torch.isfinite(weight).all()):
                 raise NonFiniteError(

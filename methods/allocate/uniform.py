@@ -19,18 +19,18 @@ class Uniform:
 
     name: str = "uniform"
     needs_calibration: bool = False
+    patterns: bool = True
+    selects: bool = True
 
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run
     ) -> Mapping[tuple[int, str], Budget]:
-        """One budget per (block, matrix name)."""
-        matrices = source.family.matrices(source.shape)
-        if target.kind == "nm":
-            budgets = {matrix.name: Budget(keep=target.keep, group=target.group) for matrix in matrices}
-        else:
-            budgets = {
-                matrix.name: Budget(remove=round_half_up(target.amount * matrix.size)) for matrix in matrices
-            }
-        return {
-            (index, name): budget for index in range(source.shape.blocks) for name, budget in budgets.items()
-        }
+        """One budget per selected (block, matrix name)."""
+        budgets: dict[tuple[int, str], Budget] = {}
+        for index, matrix in run.selected(source):
+            if target.kind == "nm":
+                budget = Budget(keep=target.keep, group=target.group)
+            else:
+                budget = Budget(remove=round_half_up(target.amount * matrix.size))
+            budgets[index, matrix.name] = budget
+        return budgets

@@ -1,4 +1,4 @@
-"""Dense-with-zeros: a plain Hugging Face folder that ``from_pretrained`` loads anywhere."""
+"""Dense-with-zeros: a plain Hugging Face folder that ``from_pretrained`` loads anywhere; sliced models bring their code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from methods.checkpoints.sliced import sliced_extras
 from methods.errors import MachineError
 from methods.stream.sink import write_json, write_tensors
 from methods.stream.source import CheckpointSource
@@ -34,7 +35,8 @@ COPIED = (
 def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 << 30) -> list[Path]:
     """Write the model of ``source`` (overlay included) to ``folder`` in shards of about ``shard_bytes``.
 
-    Every tensor keeps the dtype it is stored in. The folder appears whole or not at all. Raises MachineError.
+    Every tensor keeps the dtype it is stored in. A sliced model's folder holds its modelling code too. The folder
+    appears whole or not at all. Raises MachineError.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     try:
@@ -45,6 +47,8 @@ def save_dense(source: CheckpointSource, folder: Path, *, shard_bytes: int = 1 <
                 shutil.copyfile(source.folder / name, partial / name)
         if source.overlay is not None and (source.overlay / "config.json").exists():
             (partial / "config.json").write_text(json.dumps(dict(source.config), indent=2), encoding="utf-8")
+        for name, text in (sliced_extras(source) if source.shape.slices else {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
         places, total = _write_shards(source, partial, shard_bytes)
         names = sorted(set(places.values()))
         final = {

@@ -1,4 +1,4 @@
-"""The three model families: how to read their sizes and run their blocks.
+"""The three model families, and sliced models of each: how to read their sizes and run their blocks.
 
 A block is a plain dict of tensors, so nothing here depends on how transformers writes its modules; tests hold
 the results equal to transformers' own.
@@ -6,19 +6,24 @@ the results equal to transformers' own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from methods.errors import UnsupportedModel
 from methods.families.bloom import Bloom
 from methods.families.fields import brief
 from methods.families.llama import Llama
 from methods.families.opt import OPT
+from methods.families.sliced import Sliced
 from methods.interface import Family, ModelShape
 
 __all__ = ["family_of", "shape_of"]
 
-_FAMILIES: dict[str, Family] = {family.name: family for family in (OPT(), Bloom(), Llama())}
+_BASES: tuple[Family, ...] = (OPT(), Bloom(), Llama())
+_FAMILIES: dict[str, Family] = {family.name: family for family in (*_BASES, *map(Sliced, _BASES))}
 
 
 def family_of(model: Mapping[str, Any] | ModelShape) -> Family:
@@ -47,4 +52,6 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         raise UnsupportedModel(
             f"{family.name} config: weights are quantised ({brief(method)}); take unquantised weights"
         )
-    return family.shape(config)
+    shape = family.shape(config)
+    stated = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return dataclasses.replace(shape, itemsize=stated.itemsize) if isinstance(stated, torch.dtype) else shape

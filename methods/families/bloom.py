@@ -10,7 +10,17 @@ from torch import Tensor
 
 from methods.families import base
 from methods.families.fields import MOST_BLOCKS, Fields
-from methods.interface import Arguments, Block, Carry, Matrix, ModelShape, OuterTensors, Stage
+from methods.interface import (
+    Arguments,
+    Block,
+    Carry,
+    Matrix,
+    ModelShape,
+    OuterTensors,
+    Residual,
+    Stage,
+    Sublayer,
+)
 
 __all__ = ["Bloom", "alibi_slopes"]
 
@@ -43,6 +53,17 @@ class Bloom:
     """The BLOOM family, 560M to 176B, and models of its architecture."""
 
     name = "bloom"
+    residual = Residual(
+        sublayers=(
+            Sublayer(ATTENTION_NORM, (FUSED,), DENSE),
+            Sublayer(FEEDFORWARD_NORM, (EXPAND,), CONTRACT),
+        ),
+        tables=(TOKENS,),
+        table_norm=EMBEDDING_NORM,
+        final_norm=FINAL_NORM,
+        head="lm_head",
+        centred=True,
+    )
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         """Sizes from a config. Raises UnsupportedModel where a value is missing or cannot be."""
@@ -67,18 +88,18 @@ class Bloom:
             attention_bias=True,
             feedforward_bias=True,
             gated=False,
+            residual_after_norm=Fields(self.name, config).flag(
+                "apply_residual_connection_post_layernorm", default=False
+            ),
         )
-        self._eps(config)
-        self._residual_after_norm(config)
+        self.norm_eps(config)
         return shape
 
-    def _eps(self, config: Mapping[str, Any]) -> float:
+    def norm_eps(self, config: Mapping[str, Any]) -> float:
+        """``layer_norm_epsilon``."""
         return Fields(self.name, config).positive("layer_norm_epsilon", default=1e-5)
 
-    def _residual_after_norm(self, config: Mapping[str, Any]) -> bool:
-        return Fields(self.name, config).flag("apply_residual_connection_post_layernorm", default=False)
-
-    def matrices(self, shape: ModelShape) -> tuple[Matrix, ...]:
+    def matrices(self, shape: ModelShape, index: int = 0) -> tuple[Matrix, ...]:  # noqa: ARG002 - all blocks alike
         """query_key_value (q, k, v interleaved by head), dense, dense_h_to_4h, dense_4h_to_h."""
         width, inner = shape.width, shape.feedforward
         return (
@@ -88,7 +109,7 @@ class Bloom:
             Matrix(CONTRACT, width, inner),
         )
 
-    def block_tensors(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    def block_tensors(self, shape: ModelShape, index: int = 0) -> dict[str, tuple[int, ...]]:  # noqa: ARG002 - all blocks alike
         """Linears with their biases, and two norms."""
         tensors: dict[str, tuple[int, ...]] = {}
         for matrix in self.matrices(shape):
@@ -116,8 +137,8 @@ class Bloom:
 
     def stages(self, config: Mapping[str, Any]) -> tuple[Stage, ...]:
         """query_key_value | dense | dense_h_to_4h | dense_4h_to_h."""
-        shape, eps = self.shape(config), self._eps(config)
-        after_norm = self._residual_after_norm(config)
+        shape, eps = self.shape(config), self.norm_eps(config)
+        after_norm = shape.residual_after_norm
 
         def norm(block: Block, name: str, x: Tensor) -> Tensor:
             return base.layer_norm(x, block[f"{name}.weight"], block[f"{name}.bias"], eps)
@@ -194,8 +215,12 @@ class Bloom:
         self, outer: OuterTensors, config: Mapping[str, Any], name: str, hidden: Tensor
     ) -> Tensor:
         weight, bias = outer.tensor(f"{name}.weight"), outer.tensor(f"{name}.bias")
-        return base.layer_norm(hidden, weight, bias, self._eps(config))
+        return base.layer_norm(hidden, weight, bias, self.norm_eps(config))
 
     def head(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor:
         """Output matrix [vocabulary, width]."""
         return outer.tensor(TOKENS if self.shape(config).tied else HEAD)
+
+    def head_bias(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor | None:  # noqa: ARG002 - the contract
+        """None: the published head has no bias."""
+        return None

@@ -11,7 +11,17 @@ from torch import Tensor
 from methods.families import base, rope
 from methods.families.fields import MOST_BLOCKS, Fields
 from methods.families.rope import Rope
-from methods.interface import Arguments, Block, Carry, Matrix, ModelShape, OuterTensors, Stage
+from methods.interface import (
+    Arguments,
+    Block,
+    Carry,
+    Matrix,
+    ModelShape,
+    OuterTensors,
+    Residual,
+    Stage,
+    Sublayer,
+)
 
 __all__ = ["Llama"]
 
@@ -38,6 +48,25 @@ class Llama:
     """The LLaMA family, 1 to 3.2, and models of its architecture such as SmolLM2."""
 
     name = "llama"
+    residual = Residual(
+        sublayers=(
+            Sublayer(
+                ATTENTION_NORM.removesuffix(".weight"),
+                (f"{ATTENTION}.q_proj", f"{ATTENTION}.k_proj", f"{ATTENTION}.v_proj"),
+                f"{ATTENTION}.o_proj",
+            ),
+            Sublayer(
+                FEEDFORWARD_NORM.removesuffix(".weight"),
+                (f"{FEEDFORWARD}.gate_proj", f"{FEEDFORWARD}.up_proj"),
+                f"{FEEDFORWARD}.down_proj",
+            ),
+        ),
+        tables=(TOKENS,),
+        table_norm=None,
+        final_norm=FINAL_NORM.removesuffix(".weight"),
+        head="lm_head",
+        centred=False,
+    )
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         """Sizes from a config. Raises UnsupportedModel where a value is missing or cannot be."""
@@ -69,17 +98,18 @@ class Llama:
             feedforward_bias=fields.flag("mlp_bias", default=False),
             gated=True,
         )
-        self._eps(config)
+        self.norm_eps(config)
         self._rope(config, shape)
         return shape
 
-    def _eps(self, config: Mapping[str, Any]) -> float:
+    def norm_eps(self, config: Mapping[str, Any]) -> float:
+        """``rms_norm_eps``."""
         return Fields(self.name, config).positive("rms_norm_eps", default=1e-6)
 
     def _rope(self, config: Mapping[str, Any], shape: ModelShape) -> Rope:
         return Rope.read(Fields(self.name, config), shape.head_dim, shape.positions)
 
-    def matrices(self, shape: ModelShape) -> tuple[Matrix, ...]:
+    def matrices(self, shape: ModelShape, index: int = 0) -> tuple[Matrix, ...]:  # noqa: ARG002 - all blocks alike
         """q, k, v, o, gate, up, down."""
         width, inner = shape.width, shape.feedforward
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -93,7 +123,7 @@ class Llama:
             Matrix(f"{FEEDFORWARD}.down_proj", width, inner),
         )
 
-    def block_tensors(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    def block_tensors(self, shape: ModelShape, index: int = 0) -> dict[str, tuple[int, ...]]:  # noqa: ARG002 - all blocks alike
         """Linears, with biases where the config asks for them, and two norms."""
         tensors: dict[str, tuple[int, ...]] = {}
         for matrix in self.matrices(shape):
@@ -122,7 +152,7 @@ class Llama:
 
     def stages(self, config: Mapping[str, Any]) -> tuple[Stage, ...]:
         """q, k, v | o | gate, up | down."""
-        shape, eps = self.shape(config), self._eps(config)
+        shape, eps = self.shape(config), self.norm_eps(config)
         activation = base.ACTIVATIONS[str(config.get("hidden_act") or "silu")]
 
         def attention_input(block: Block, carry: Carry, _: Arguments) -> Tensor:
@@ -182,8 +212,12 @@ class Llama:
 
     def finish(self, outer: OuterTensors, config: Mapping[str, Any], hidden: Tensor) -> Tensor:
         """Final norm."""
-        return rms_norm(hidden, outer.tensor(FINAL_NORM), self._eps(config))
+        return rms_norm(hidden, outer.tensor(FINAL_NORM), self.norm_eps(config))
 
     def head(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor:
         """Output matrix [vocabulary, width]."""
         return outer.tensor(TOKENS if self.shape(config).tied else HEAD)
+
+    def head_bias(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor | None:  # noqa: ARG002 - the contract
+        """None: the published head has no bias."""
+        return None

@@ -12,7 +12,17 @@ from torch.nn import functional
 from methods.errors import UserError
 from methods.families import base
 from methods.families.fields import MOST_BLOCKS, Fields
-from methods.interface import Arguments, Block, Carry, Matrix, ModelShape, OuterTensors, Stage
+from methods.interface import (
+    Arguments,
+    Block,
+    Carry,
+    Matrix,
+    ModelShape,
+    OuterTensors,
+    Residual,
+    Stage,
+    Sublayer,
+)
 
 __all__ = ["OPT"]
 
@@ -41,6 +51,21 @@ class OPT:
     """The OPT family, 125M to 175B, and models of its architecture."""
 
     name = "opt"
+    residual = Residual(
+        sublayers=(
+            Sublayer(
+                ATTENTION_NORM,
+                (f"{ATTENTION}.q_proj", f"{ATTENTION}.k_proj", f"{ATTENTION}.v_proj"),
+                f"{ATTENTION}.out_proj",
+            ),
+            Sublayer(FEEDFORWARD_NORM, ("fc1",), "fc2"),
+        ),
+        tables=(TOKENS, POSITIONS),
+        table_norm=None,
+        final_norm=FINAL_NORM,
+        head="lm_head",
+        centred=True,
+    )
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         """Sizes from a config. Raises UnsupportedModel where a value is missing or cannot be."""
@@ -72,13 +97,13 @@ class OPT:
             norm_parameters=fields.flag("layer_norm_elementwise_affine", default=True),
         )
 
-    def matrices(self, shape: ModelShape) -> tuple[Matrix, ...]:
+    def matrices(self, shape: ModelShape, index: int = 0) -> tuple[Matrix, ...]:  # noqa: ARG002 - all blocks alike
         """q, k, v, out, fc1, fc2."""
         width, inner = shape.width, shape.feedforward
         square = tuple(Matrix(f"{ATTENTION}.{part}_proj", width, width) for part in ("q", "k", "v", "out"))
         return (*square, Matrix("fc1", inner, width), Matrix("fc2", width, inner))
 
-    def block_tensors(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    def block_tensors(self, shape: ModelShape, index: int = 0) -> dict[str, tuple[int, ...]]:  # noqa: ARG002 - all blocks alike
         """Linears with their biases, and two norms."""
         tensors: dict[str, tuple[int, ...]] = {}
         for matrix in self.matrices(shape):
@@ -211,3 +236,11 @@ class OPT:
     def head(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor:
         """Output matrix [vocabulary, embedding width]."""
         return outer.tensor(TOKENS if self.shape(config).tied else HEAD)
+
+    def head_bias(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor | None:  # noqa: ARG002 - the contract
+        """None: the published head has no bias."""
+        return None
+
+    def norm_eps(self, config: Mapping[str, Any]) -> float:  # noqa: ARG002 - for families whose epsilon is in it
+        """Fixed."""
+        return EPS

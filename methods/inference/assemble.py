@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from methods.errors import CheckpointError, UnsupportedModel
+from methods.families.sliced import PREFIX
 from methods.stream.source import CheckpointSource
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def _config(config: Mapping[str, Any]) -> Any:
 
     plain = {name: value for name, value in config.items() if name not in _FOREIGN}
     kind = str(plain.pop("model_type", ""))
+    if kind.startswith(PREFIX):
+        importlib.import_module("methods.slicing")  # makes sliced architectures known to transformers
     try:
         return AutoConfig.for_model(kind, **plain)
     except ValueError:

@@ -35,6 +35,7 @@ class ObsSweepParams(ctypes.Structure):
         ("mask", ctypes.c_void_p),
         ("mask_row_stride", ctypes.c_int64),
         ("mask_column_stride", ctypes.c_int64),
+        ("divisor", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("zero", ctypes.c_void_p),
         ("values", ctypes.c_void_p),

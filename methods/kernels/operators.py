@@ -71,6 +71,7 @@ def obs_sweep(
     keep: int = 0,
     group: int = 0,
     grid: Grid | None = None,
+    divisor: Tensor | None = None,
 ) -> Sweep:
     """Prune and quantise one block of columns, compensating within the block (SparseGPT, algorithm 1).
 
@@ -79,21 +80,27 @@ def obs_sweep(
     ``weight`` [rows, B] float32, any strides, left unchanged: the block as compensated so far. ``factor`` [B,
     B] float32, the block of the upper triangular U with H^-1 = U^T U; its diagonal must be positive. At most
     one of ``mask`` [rows, B] bool (True removes) and ``keep``/``group``: keep ``keep`` of every ``group``
-    consecutive columns, chosen inside the sweep by w^2 / U_jj^2 on current weights, the lowest index removed
-    first among equal ones, a NaN kept longest. ``grid`` is applied after masking. A NaN or infinity spreads
-    along its row only.
+    consecutive columns, chosen inside the sweep by w^2 / d_j^2 on current weights, the lowest index removed
+    first among equal ones, a NaN kept longest; d is ``divisor`` [B] float32, U's diagonal where None. ``grid`` is
+    applied after masking. A NaN or infinity spreads along its row only.
 
     The result has the same bits on every device, instruction set and thread count, and in the torch twin.
     Raises ValueError or TypeError for arguments that do not fit together.
     """
-    _check(weight, factor, mask, keep, group, grid)
+    _check(weight, factor, mask, keep, group, grid, divisor)
     scale, zero, levels = (None, None, 0) if grid is None else (grid.scale, grid.zero, grid.levels)
     op = torch.ops.prune_bench.obs_sweep.default
-    return Sweep(*op(weight, factor, mask, keep, group, scale, zero, levels))
+    return Sweep(*op(weight, factor, mask, keep, group, scale, zero, levels, divisor))
 
 
 def _check(
-    weight: Tensor, factor: Tensor, mask: Tensor | None, keep: int, group: int, grid: Grid | None
+    weight: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    keep: int,
+    group: int,
+    grid: Grid | None,
+    divisor: Tensor | None,
 ) -> None:
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: pass [rows, columns]")
@@ -104,6 +111,8 @@ def _check(
     ]
     if mask is not None:
         named.append(("mask", mask, (rows, columns), torch.bool))
+    if divisor is not None:
+        named.append(("divisor", divisor, (columns,), torch.float32))
     if grid is not None:
         named += [
             ("grid.scale", grid.scale, (rows,), torch.float32),
@@ -124,6 +133,8 @@ def _check(
             )
     if mask is not None and group != 0:
         raise ValueError(f"mask and group={group} exclude each other: pass one of them")
+    if divisor is not None and group == 0:
+        raise ValueError("divisor without group ranks nothing: leave it out, or pass keep and group")
     if group < 0 or (group == 0 and keep != 0) or not 0 <= keep <= group:
         raise ValueError(f"keep={keep} of group={group}: keep must lie between 0 and group")
     if group > 0 and columns % group != 0:
@@ -154,10 +165,11 @@ def _call(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hand pointers, sizes and strides to a native library; tensors stay referenced until it returns."""
     weight, factor = tensors
-    mask, scale, zero = optional
+    mask, scale, zero, divisor = optional
     keep, group, levels = sizes
     scale = None if scale is None else scale.contiguous()
     zero = None if zero is None else zero.contiguous()
+    divisor = None if divisor is None else divisor.contiguous()
     values, errors, removed, loss = outputs = _outputs(weight)
     params = _native.ObsSweepParams(
         abi=_native.ABI,
@@ -177,6 +189,7 @@ def _call(
         mask=None if mask is None else mask.data_ptr(),
         mask_row_stride=0 if mask is None else mask.stride(0),
         mask_column_stride=0 if mask is None else mask.stride(1),
+        divisor=None if divisor is None else divisor.data_ptr(),
         scale=None if scale is None else scale.data_ptr(),
         zero=None if zero is None else zero.data_ptr(),
         values=values.data_ptr(),
@@ -201,14 +214,14 @@ def _cpu(
     scale: Tensor | None,
     zero: Tensor | None,
     levels: int,
+    divisor: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     library = _native.load("cpu")
     if library.handle is None:
-        return twin.obs_sweep(weight, factor, mask, keep, group, scale, zero, levels)
+        return twin.obs_sweep(weight, factor, mask, keep, group, scale, zero, levels, divisor)
     threads = torch.get_num_threads()
-    return _call(
-        library, (weight, factor), (mask, scale, zero), (keep, group, levels), isa="best", threads=threads
-    )
+    optional, sizes = (mask, scale, zero, divisor), (keep, group, levels)
+    return _call(library, (weight, factor), optional, sizes, isa="best", threads=threads)
 
 
 def _cuda(
@@ -220,11 +233,13 @@ def _cuda(
     scale: Tensor | None,
     zero: Tensor | None,
     levels: int,
+    divisor: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     library = _native.load("cuda")
     if library.handle is None or weight.shape[1] > CUDA_COLUMNS:
-        return twin.obs_sweep(weight, factor, mask, keep, group, scale, zero, levels)
-    return _call(library, (weight, factor), (mask, scale, zero), (keep, group, levels), isa="best", threads=0)
+        return twin.obs_sweep(weight, factor, mask, keep, group, scale, zero, levels, divisor)
+    optional, sizes = (mask, scale, zero, divisor), (keep, group, levels)
+    return _call(library, (weight, factor), optional, sizes, isa="best", threads=0)
 
 
 def _shapes(weight: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -235,7 +250,7 @@ def _shapes(weight: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]
 _library = torch.library.Library("prune_bench", "DEF")
 _library.define(
     "obs_sweep(Tensor weight, Tensor factor, Tensor? mask, int keep, int group, Tensor? scale, Tensor? zero,"
-    " int levels) -> (Tensor values, Tensor errors, Tensor removed, Tensor loss)"
+    " int levels, Tensor? divisor) -> (Tensor values, Tensor errors, Tensor removed, Tensor loss)"
 )
 _library.impl("obs_sweep", twin.obs_sweep, "CompositeExplicitAutograd")  # any other device
 _library.impl("obs_sweep", _cpu, "CPU")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from methods.layerwise.rule import Budget, Problem, Solution
-from methods.layerwise.select import lowest
+from methods.layerwise.rule import Budget, Problem, Solution, Statistic, keep
+from methods.layerwise.select import at_or_below, lowest
 
 __all__ = ["Magnitude", "magnitude_mask"]
 
@@ -20,9 +19,8 @@ def magnitude_mask(weight: Tensor, budget: Budget, *, reference: bool = False) -
     sorted magnitudes, so at least one weight more than asked (unstructured only; N:M has one rule).
     """
     scores = weight.abs().float()
-    if reference and budget.remove and not budget.group:
-        flat = scores.flatten()
-        return scores <= flat.kthvalue(min(budget.remove + 1, flat.numel())).values
+    if reference and not budget.group:
+        return at_or_below(scores, budget.remove)
     return lowest(scores, budget)
 
 
@@ -32,9 +30,13 @@ class Magnitude:
 
     reference: bool = False
     name: str = "magnitude"
-    needs_moments: bool = False
+    needs: Statistic = Statistic.NONE
 
     def solve(self, problem: Problem) -> Solution:
         """Zero the smallest weights of the matrix."""
         mask = magnitude_mask(problem.weight, problem.budget, reference=self.reference)
-        return Solution(torch.where(mask, torch.zeros_like(problem.weight), problem.weight), mask)
+        return keep(problem, mask)
+
+    def update(self, problem: Problem, mask: Tensor) -> Solution:
+        """Nothing moves."""
+        return keep(problem, mask)

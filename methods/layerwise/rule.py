@@ -10,10 +10,23 @@ import torch
 from torch import Tensor
 
 from methods.interface import BlockSource, Calibration, Matrix, Run
-from methods.moments import Factor, Gram, factorise
+from methods.moments import Eigen, Factor, Moments, Statistic
+from methods.quantise.grid import MatrixGrid
 from methods.target import Target
 
-__all__ = ["Allocation", "Budget", "Moments", "Problem", "Rule", "Solution"]
+__all__ = [
+    "Allocation",
+    "Budget",
+    "Budgets",
+    "Moments",
+    "Problem",
+    "Refinement",
+    "Rule",
+    "Solution",
+    "Statistic",
+    "Update",
+    "keep",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +42,22 @@ class Budget:
         return matrix.size // self.group * (self.group - self.keep) if self.group else self.remove
 
 
-class Moments:
-    """Statistics of the input that a stage's linears share; one factorisation serves them all."""
+class Budgets(dict[tuple[int, str], Budget]):
+    """A budget for every (block, matrix name).
 
-    def __init__(self, gram: Gram, where: str) -> None:
-        self.gram = gram
-        self.where = where
-        self._factors: dict[tuple[float, bool], Factor] = {}
+    ``earlier``: seconds of an allocation's work that an earlier cell did for this one too; they count as this
+    method's all the same.
+    """
 
-    def factor(self, percdamp: float, *, reference: bool = False) -> Factor:
-        """The inverse Hessian's factor at this damping. Raises HessianError, NonFiniteError."""
-        key = (percdamp, reference)
-        if key not in self._factors:
-            self.gram.check(self.where)
-            hessian = self.gram.hessian() if reference else self.gram.matrix
-            self._factors[key] = factorise(hessian, percdamp, reference=reference, where=self.where)
-        return self._factors[key]
+    earlier: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One matrix to prune: ``weight`` [rows, columns] float32 (the rule may overwrite it), its budget, its inputs."""
+    """One matrix to prune: ``weight`` [rows, columns] float32 (the rule may overwrite it), its budget, its inputs.
+
+    ``bits``: width of the grid that what stays is rounded to, or None; ``stored``: the dtype it will be kept in.
+    """
 
     block: int
     matrix: Matrix
@@ -57,19 +65,30 @@ class Problem:
     budget: Budget
     moments: Moments | None
     generator: torch.Generator
+    bits: int | None = None
+    stored: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The pruned weight [rows, columns] float32, the mask of what was removed, and how the Hessian fared."""
+    """The pruned weight [rows, columns] float32, the mask of what was removed, and how the Hessian fared.
+
+    ``grid``: what every weight lies on, where the rule quantised.
+    """
 
     weight: Tensor
     mask: Tensor
-    factor: Factor | None = None
+    factor: Factor | Eigen | None = None
+    grid: MatrixGrid | None = None
 
 
 class Rule(Protocol):
-    """Prunes one matrix. Pure: tensors in, tensors out."""
+    """Prunes one matrix: a saliency chooses, an update betters what stays. Pure: tensors in, tensors out.
+
+    A rule that a refinement may follow has ``update(problem, mask)`` too, an ``Update``. One that rounds to
+    ``problem.bits`` says so by ``quantises = True`` and gives the solution's grid. One that cannot reach every
+    target has ``refuse(shape, target)``, as a pruner has.
+    """
 
     @property
     def name(self) -> str:
@@ -77,8 +96,8 @@ class Rule(Protocol):
         ...
 
     @property
-    def needs_moments(self) -> bool:
-        """Whether the rule reads statistics of the layer's inputs."""
+    def needs(self) -> Statistic:
+        """What the rule reads of the layer's inputs; nothing else is gathered."""
         ...
 
     def solve(self, problem: Problem) -> Solution:
@@ -86,8 +105,43 @@ class Rule(Protocol):
         ...
 
 
+class Update(Protocol):
+    """The weights that stay under a fixed mask, made from the dense weight."""
+
+    def __call__(self, problem: Problem, mask: Tensor) -> Solution:
+        """Solve for the kept weights; ``mask`` [rows, columns, bool] marks what is removed."""
+        ...
+
+
+def keep(problem: Problem, mask: Tensor) -> Solution:
+    """The update that moves nothing: what is masked is zero, the rest stays as it was."""
+    return Solution(problem.weight.masked_fill(mask, 0), mask)
+
+
+class Refinement(Protocol):
+    """Betters a mask before the update, by exchange: every count of the budget stays as it was."""
+
+    @property
+    def name(self) -> str:
+        """As spelled behind ``+``."""
+        ...
+
+    @property
+    def needs(self) -> Statistic:
+        """What it reads of the layer's inputs."""
+        ...
+
+    def __call__(self, problem: Problem, mask: Tensor) -> Tensor:
+        """The mask [rows, columns, bool] to use instead of ``mask``; ``problem.weight`` is dense, only read."""
+        ...
+
+
 class Allocation(Protocol):
-    """Shares a target out over all matrices of a model."""
+    """Shares a target out over all matrices of a model.
+
+    One that cannot share out every target has ``refuse(shape, target)`` too, as a pruner has; one that keeps to
+    ``run.selected(source)`` says so by ``selects = True``.
+    """
 
     @property
     def name(self) -> str:
@@ -99,8 +153,13 @@ class Allocation(Protocol):
         """Whether budgets depend on calibration text."""
         ...
 
+    @property
+    def patterns(self) -> bool:
+        """Whether it can spread an N:M target; others leave such targets to ``uniform``."""
+        ...
+
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run
     ) -> Mapping[tuple[int, str], Budget]:
-        """An exact budget for every (block, matrix name)."""
+        """An exact budget for every selected (block, matrix name); the target is a share of these."""
         ...

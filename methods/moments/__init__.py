@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from methods.moments.eigen import Eigen, decompose
 from methods.moments.factor import Factor, factorise, invert_lower_
 from methods.moments.gram import Gram
+from methods.moments.inputs import Moments, Statistic
 
-__all__ = ["Factor", "Gram", "factorise", "invert_lower_"]
+__all__ = [
+    "Eigen",
+    "Factor",
+    "Gram",
+    "Moments",
+    "Statistic",
+    "decompose",
+    "factorise",
+    "invert_lower_",
+]

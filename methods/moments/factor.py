@@ -22,11 +22,13 @@ _DAMPING_BOUND = 1e3  # times the mean diagonal; beyond this a Hessian is noise
 class Factor:
     """``upper`` [columns, columns] float32 with H⁻¹ = UᵀU; ``damping`` as a share of the mean diagonal.
 
-    ``added`` is what was added to the diagonal, ``dead`` [columns] marks inputs that were always zero,
-    ``escalations`` counts how often the damping had to be raised tenfold.
+    ``diagonal`` [columns] is that of the damped H, 0 for a dead input; ``added`` is what was added to it.
+    ``dead`` [columns] marks inputs that were always zero, ``escalations`` counts how often the damping had to
+    be raised tenfold.
     """
 
     upper: Tensor
+    diagonal: Tensor
     damping: float
     added: float
     dead: Tensor
@@ -66,9 +68,10 @@ def factorise(hessian: Tensor, percdamp: float, *, reference: bool = False, wher
     upper = invert_lower_(lower).flip(0, 1)
     del lower
     upper = upper.to(torch.float32)
+    damped = torch.where(dead, 0, filled + added)
     if not reference and bool(dead.any()):
         upper.diagonal()[dead] = DEAD_PIVOT
-    return Factor(upper, share, added, dead, escalations)
+    return Factor(upper, damped, share, added, dead, escalations)
 
 
 def _cholesky(hessian: Tensor, filled: Tensor, added: float, dtype: torch.dtype) -> tuple[Tensor, bool]:

@@ -10,34 +10,54 @@ from methods.errors import NonFiniteError
 __all__ = ["Gram"]
 
 _PIECE = 2048  # rows turned to the accumulator's dtype at once: bounds the copy of a batch
+_BANDS = 6  # bands of rows: (bands + 1) / (2 bands) of the square's products are computed
+_NARROWEST = 144  # rows of a band, below which a product loses more than its omission gains
 
 
 class Gram:
     """Sum of XᵀX over inputs X [tokens, columns], in float32 or float64.
 
-    ``matrix`` [columns, columns] is the raw sum; ``hessian()`` is SparseGPT's (2 / sequences) XᵀX.
-    The accumulation order is that of the batches, so equal batches give equal bits.
+    ``matrix`` [columns, columns] is the raw sum; ``hessian()`` is SparseGPT's (2 / sequences) XᵀX. One triangle is
+    accumulated, in bands of rows from the diagonal on, and mirrored when the matrix is asked for, which is
+    therefore symmetric to the bit. The accumulation order is that of the batches, so equal batches give equal
+    bits.
     """
 
     def __init__(self, columns: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.matrix = torch.zeros(columns, columns, dtype=dtype, device=device)
+        self._sum = torch.zeros(columns, columns, dtype=dtype, device=device)
+        self._mirrored = True
+        step = max(_NARROWEST, -(-columns // _BANDS))
+        self._bands = tuple((start, min(start + step, columns)) for start in range(0, columns, step))
         self.sequences = 0
         self.tokens = 0
+
+    @property
+    def matrix(self) -> Tensor:
+        """XᵀX [columns, columns]; not to be written to."""
+        if not self._mirrored:
+            for start, stop in self._bands:
+                corner = self._sum[start:stop, start:stop]
+                corner.copy_(corner.triu() + corner.triu(1).T)
+                self._sum[stop:, start:stop] = self._sum[start:stop, stop:].T
+            self._mirrored = True
+        return self._sum
 
     def add(self, inputs: Tensor) -> None:
         """Add a batch [sequences, tokens, columns] of any float dtype."""
         rows = inputs.reshape(-1, inputs.shape[-1])
         for piece in rows.split(_PIECE):
-            wide = piece.to(self.matrix.dtype)
-            self.matrix.addmm_(wide.T, wide)
+            wide = piece.to(self._sum.dtype)
+            for start, stop in self._bands:
+                self._sum[start:stop, start:].addmm_(wide[:, start:stop].T, wide[:, start:])
+        self._mirrored = self._mirrored and not len(rows)
         self.sequences += inputs.shape[0]
         self.tokens += rows.shape[0]
 
     def check(self, where: str) -> None:
         """Raises NonFiniteError naming ``where`` if any input was NaN or infinite, or the sum overflowed."""
-        if not bool(torch.isfinite(self.matrix.diagonal()).all()):
+        if not bool(torch.isfinite(self._sum.diagonal()).all()):
             raise NonFiniteError(
-                f"{where}: its calibration inputs hold NaN or infinity (or overflow {self.matrix.dtype}); "
+                f"{where}: its calibration inputs hold NaN or infinity (or overflow {self._sum.dtype}); "
                 "try --dtype float32 or --hessian-dtype float64, or check the checkpoint"
             )
 
@@ -49,6 +69,6 @@ class Gram:
         """|X Wᵀ|² = tr(W XᵀX Wᵀ) for weight [rows, columns], in chunks of rows; a float64 sum."""
         total = 0.0
         for part in weight.split(1024):
-            wide = part.to(self.matrix.dtype)
+            wide = part.to(self._sum.dtype)
             total += float((wide @ self.matrix).mul_(wide).sum(dtype=torch.float64))
         return total

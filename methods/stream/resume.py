@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,12 +20,16 @@ __all__ = ["Progress", "ResumePoint"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """``next``: first block still to prune; ``hidden`` [windows, length, width] enters it; ``reports`` of blocks before it."""
+    """``next``: first block still to prune; ``hidden`` [windows, length, width] enters it; ``reports`` of blocks before it.
+
+    ``kept``: what else a method goes on with (the basis that a sliced model's states lie in).
+    """
 
     next: int
     hidden: Tensor
     reports: tuple[MatrixReport, ...]
     seconds: dict[str, float]
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ResumePoint:
@@ -45,20 +49,26 @@ class ResumePoint:
             state = json.loads(self._state.read_text(encoding="utf-8"))
             if state["identity"] != self.identity:
                 return None
-            hidden = load_file(self.folder / str(state["hidden"]))["hidden"]
+            kept = load_file(self.folder / str(state["hidden"]))
+            hidden = kept.pop("hidden")
             reports = tuple(MatrixReport(**report) for report in state["reports"])
             return Progress(
-                int(state["next"]), hidden, reports, {k: float(v) for k, v in state["seconds"].items()}
+                int(state["next"]), hidden, reports, {k: float(v) for k, v in state["seconds"].items()}, kept
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
     def save(
-        self, following: int, hidden: Tensor, reports: Sequence[MatrixReport], seconds: dict[str, float]
+        self,
+        following: int,
+        hidden: Tensor,
+        reports: Sequence[MatrixReport],
+        seconds: dict[str, float],
+        kept: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Blocks before ``following`` are on disk; ``hidden`` enters it. Raises MachineError."""
         name = f"hidden-{following:05d}.safetensors"
-        write_tensors(self.folder / name, {"hidden": hidden})
+        write_tensors(self.folder / name, {"hidden": hidden, **(kept or {})})
         write_json(
             self._state,
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -81,11 +82,15 @@ class BlockFolder:
         write_tensors(self.path(index), block)
 
     def put_outer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Store changed parameters outside the blocks (a sliced embedding, an untied head)."""
-        write_tensors(self.folder / "outer.safetensors", tensors)
+        """Store changed parameters outside the blocks (a sliced embedding, an untied head).
+
+        Each call writes a file of its own, named by its tensors, so that one large table is in memory at a time.
+        """
+        name = hashlib.sha256("\0".join(sorted(tensors)).encode()).hexdigest()[:16]
+        write_tensors(self.folder / f"outer-{name}.safetensors", tensors)
 
     def put_config(self, changes: Mapping[str, Any]) -> None:
-        """Store changed config entries (a sliced width)."""
+        """Store changed config entries (sliced widths); the overlay lays them over the model's own."""
         write_json(self.folder / "config.json", dict(changes))
 
     def __contains__(self, index: int) -> bool:

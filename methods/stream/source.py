@@ -14,6 +14,8 @@ from torch import Tensor
 from methods.errors import CheckpointError
 from methods.families import family_of
 from methods.interface import Block, Family, ModelShape, OuterTensors
+from methods.quantise.grid import MatrixGrid
+from methods.quantise.stored import is_grid, matrices_with_grids, read_grid
 
 __all__ = ["CheckpointSource", "TensorFiles", "config_of"]
 
@@ -119,7 +121,7 @@ class CheckpointSource:
         self.family: Family = family_of(config)
         self.shape: ModelShape = self.family.shape(config)
         self.files = TensorFiles(folder)
-        self._outer_overlay = _overlay_file(overlay, "outer.safetensors")
+        self._outer_overlay = _outer_files(overlay)
 
     @property
     def outer(self) -> OuterTensors:
@@ -131,7 +133,7 @@ class CheckpointSource:
         prefix = self.family.block_prefix(index)
         changed = _overlay_file(self.overlay, f"block-{index:05d}.safetensors")
         block: Block = {}
-        for name, size in self.family.block_tensors(self.shape).items():
+        for name, size in self.family.block_tensors(self.shape, index).items():
             tensor = changed.get(name) if changed and name in changed.places else self._raw(prefix + name)
             if changed is None and tuple(tensor.shape) != size:
                 raise CheckpointError(
@@ -139,8 +141,16 @@ class CheckpointSource:
                 )
             block[name] = tensor
         if changed is not None:
-            block.update({name: changed.get(name) for name in changed.places if name not in block})
+            added = (name for name in changed.places if name not in block and not is_grid(name))
+            block.update({name: changed.get(name) for name in added})
         return block
+
+    def grids(self, index: int) -> dict[str, MatrixGrid]:
+        """Grids of the quantised matrices of block ``index`` by matrix name; none where nothing was quantised."""
+        changed = _overlay_file(self.overlay, f"block-{index:05d}.safetensors")
+        if changed is None:
+            return {}
+        return {name: read_grid(name, changed.get) for name in matrices_with_grids(changed.places)}
 
     def block(self, index: int) -> Block:
         """A fresh copy of block ``index`` in the compute dtype."""
@@ -151,8 +161,9 @@ class CheckpointSource:
 
     def raw_outer(self, name: str) -> Tensor:
         """A parameter outside the blocks, as stored, backed by the file."""
-        if self._outer_overlay is not None and name in self._outer_overlay.places:
-            return self._outer_overlay.get(name)
+        for changed in self._outer_overlay:
+            if name in changed.places:
+                return changed.get(name)
         return self._raw(name)
 
     def full_name(self, name: str) -> str:
@@ -192,3 +203,8 @@ def _overlay_file(overlay: Path | None, name: str) -> TensorFiles | None:
     if overlay is None or not (overlay / name).exists():
         return None
     return _OneFile(overlay / name)
+
+
+def _outer_files(overlay: Path | None) -> tuple[TensorFiles, ...]:
+    found = sorted(overlay.glob("outer-*.safetensors")) if overlay is not None else []
+    return tuple(_OneFile(path) for path in found)

@@ -20,8 +20,10 @@ from methods.interface import (
     PruneReport,
     Run,
 )
-from methods.layerwise.rule import Moments, Solution
-from methods.moments import Gram
+from methods.layerwise.rule import Solution
+from methods.moments import Moments, Statistic
+from methods.quantise.stored import grid_tensors
+from methods.stream.heap import give_back
 from methods.stream.resume import ResumePoint
 from methods.stream.stopwatch import Stopwatch
 from methods.stream.windows import Part, WindowStates
@@ -30,8 +32,8 @@ __all__ = ["SCHEDULES", "Solver", "walk"]
 
 SCHEDULES = ("sequential", "blockwise")
 
-Solver = Callable[[int, Matrix, Tensor, Moments | None], Solution]
-"""(block, matrix, weight [rows, columns] float32 that may be overwritten, moments) to a solution."""
+Solver = Callable[[int, Matrix, Tensor, Moments | None, torch.dtype], Solution]
+"""(block, matrix, weight [rows, columns] float32 that may be overwritten, moments, stored dtype) to a solution."""
 
 _PIECE = 2048
 
@@ -45,16 +47,17 @@ class _Stage:
 
 class _Walk:
     def __init__(
-        self, source: BlockSource, calibration: Calibration, solver: Solver, run: Run, *, needs_moments: bool
+        self, source: BlockSource, calibration: Calibration, solver: Solver, run: Run, *, needs: Statistic
     ) -> None:
         self.source = source
         self.solver = solver
         self.run = run
-        self.needs_moments = needs_moments
-        drawn = calibration.tokens if needs_moments else calibration.tokens[:0]
+        self.needs = needs
+        drawn = calibration.tokens if needs else calibration.tokens[:0]
         self.tokens = torch.cat([drawn, calibration.heldout]) if len(drawn) else calibration.heldout
         self.states = WindowStates(source, self.tokens, len(drawn), run)
         self.matrices = {matrix.name: matrix for matrix in source.family.matrices(source.shape)}
+        self.selected = {(index, matrix.name) for index, matrix in run.selected(source)}
         self.clock = Stopwatch(source.device)
         self.reports: list[MatrixReport] = []
         self.finished: Block = {}
@@ -96,7 +99,7 @@ class _Walk:
 
     def _blockwise(self, index: int, block: Block, raw: Block) -> None:
         stages = list(self._stages(index))
-        for part in self.states.parts if self.needs_moments else ():
+        for part in self.states.parts if self.needs else ():
             if part.counted:
                 for stage, inputs in zip(stages, self.states.dense_inputs(block, part), strict=True):
                     self._gather(stage, inputs, counted=True)
@@ -123,22 +126,26 @@ class _Walk:
         for number, stage in enumerate(self.states.stages):
             matrices = tuple(self.matrices[name] for name in stage.linears)
             moments = None
-            if self.needs_moments:
-                gram = Gram(matrices[0].columns, self.run.hessian_dtype, self.source.device)
-                moments = Moments(gram, f"block {index} {'+'.join(stage.linears)}")
+            give_back()
+            if self.needs and any((index, name) in self.selected for name in stage.linears):
+                where = f"block {index} {'+'.join(stage.linears)}"
+                size = matrices[0].columns
+                moments = Moments(self.needs, size, self.run.hessian_dtype, self.source.device, where)
             yield _Stage(number, matrices, moments)
 
     def _gather(self, stage: _Stage, inputs: Tensor, counted: bool) -> None:
         if counted and stage.moments is not None:
             with self.clock("moments"):
-                stage.moments.gram.add(inputs)
+                stage.moments.add(inputs)
 
     def _solve(self, index: int, matrix: Matrix, raw: Block, moments: Moments | None) -> Tensor:
         stored = raw[f"{matrix.name}.weight"]
+        if (index, matrix.name) not in self.selected:
+            return self._keep(index, matrix, stored)
         dense = stored.to(device=self.source.device, dtype=torch.float32, copy=True)
         began = time.perf_counter()
         with self.clock("solve"):
-            solution = self.solver(index, matrix, dense, moments)
+            solution = self.solver(index, matrix, dense, moments, stored.dtype)
             # what goes on is what is stored: the next layers see the rounded weight
             weight = solution.weight.to(stored.dtype)
         if not bool(torch.isfinite(weight).all()):
@@ -148,9 +155,11 @@ class _Walk:
             )
         seconds = time.perf_counter() - began
         self.finished[f"{matrix.name}.weight"] = weight
+        if solution.grid is not None:
+            self.finished |= grid_tensors(matrix.name, solution.grid)
         weight = weight.to(self.source.dtype)
         error = None
-        if moments is not None:
+        if moments is not None and Statistic.GRAM in self.needs:
             with self.clock("error"):
                 original = stored.to(device=self.source.device, dtype=torch.float32)
                 whole = moments.gram.energy(original)
@@ -166,7 +175,7 @@ class _Walk:
                 calibration_error=error,
                 heldout_error=None,
                 damping=factor.damping if factor else None,
-                dead_columns=int(factor.dead.sum()) if factor else 0,
+                dead_columns=moments.dead if moments is not None else 0,
                 escalations=factor.escalations if factor else 0,
                 seconds=seconds,
             )
@@ -176,6 +185,25 @@ class _Walk:
                 f"block {index} {matrix.name}: the Hessian needed damping {factor.damping:g} of its mean diagonal"
             )
         return weight
+
+    def _keep(self, index: int, matrix: Matrix, stored: Tensor) -> Tensor:
+        """A matrix outside the selection, as it was."""
+        self.reports.append(
+            MatrixReport(
+                block=index,
+                name=matrix.name,
+                rows=matrix.rows,
+                columns=matrix.columns,
+                removed=0,
+                calibration_error=0.0 if Statistic.GRAM in self.needs else None,
+                heldout_error=None,
+                damping=None,
+                dead_columns=0,
+                escalations=0,
+                seconds=0.0,
+            )
+        )
+        return stored.to(device=self.source.device, dtype=self.source.dtype, copy=True)
 
     def _heldout(self, first: int, raw: Block, block: Block, stage: _Stage) -> None:
         stage.moments = None  # the Hessian's memory is not needed any more
@@ -237,16 +265,17 @@ def walk(
     sink: BlockSink,
     run: Run,
     *,
-    needs_moments: bool,
+    needs: Statistic,
 ) -> PruneReport:
     """Prune every block of ``source`` into ``sink``; goes on from ``run.work`` where a killed walk left off.
 
     ``sequential`` prunes in data-flow order with one forward pass: each matrix sees inputs made by pruned
     weights before it. ``blockwise`` is the published SparseGPT code's schedule: all Hessians of a block from
-    its dense weights, then a second forward. Raises NonFiniteError, HessianError, CheckpointError,
-    MachineError.
+    its dense weights, then a second forward. ``needs``: what is gathered of the inputs; the calibration error
+    is known only where that holds the Gram matrix. Matrices outside ``run.layers`` are kept as
+    they are. Raises NonFiniteError, HessianError, CheckpointError, MachineError.
     """
-    pruning = _Walk(source, calibration, solver, run, needs_moments=needs_moments)
+    pruning = _Walk(source, calibration, solver, run, needs=needs)
     point = ResumePoint(run.work, run.identity) if run.work is not None else None
     progress = point.load() if point else None
     blocks = source.shape.blocks
@@ -275,6 +304,7 @@ def walk(
         # nothing of this block may lie beside the next one
         del block, raw
         pruning.finished = {}
+        give_back()
         run.observer.step(index + 1, _note(pruning.reports, index))
     pruning.states.close()
     return PruneReport(tuple(pruning.reports), _seconds(pruning.clock.seconds), resumed_blocks=start)

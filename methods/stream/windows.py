@@ -30,11 +30,18 @@ class WindowStates:
     and is otherwise computed again from the last state: the same operations, so the same bits.
     """
 
-    def __init__(self, source: BlockSource, tokens: Tensor, counted: int, run: Run) -> None:
+    def __init__(
+        self,
+        source: BlockSource,
+        tokens: Tensor,
+        counted: int,
+        run: Run,
+        stages: tuple[Stage, ...] | None = None,
+    ) -> None:
         windows, length = tokens.shape
         self.source = source
         self.run = run
-        self.stages = source.family.stages(source.config)
+        self.stages = stages or source.family.stages(source.config)
         size = (windows, length, source.shape.width)
         self.hidden = HiddenStates(size, source.dtype, source.device, run)
         calibration = list(batches(counted, length, run.batch_tokens))
@@ -74,29 +81,35 @@ class WindowStates:
 
     def inputs(self, block: Block, part: Part, stage: int) -> Tensor:
         """What the linears of ``stage`` read [windows, length, columns]; all earlier stages must be final."""
-        carry = self._carry(block, part, stage)
+        carry = self.carry(block, part, stage)
         return self.stages[stage].inputs(block, carry, self.arguments(part))
 
     def leave(self, block: Block, part: Part) -> None:
         """Run what is left of the block for a batch: its states become the block's outputs."""
-        self._carry(block, part, len(self.stages))
+        self.carry(block, part, len(self.stages))
 
-    def dense_inputs(self, block: Block, part: Part) -> Iterator[Tensor]:
-        """Inputs of every stage in turn, with the block as given and nothing kept (schedule ``blockwise``)."""
+    def dense_inputs(self, block: Block, part: Part, *, leave: bool = False) -> Iterator[Tensor]:
+        """Inputs of every stage in turn, with the block as given and nothing kept (schedule ``blockwise``).
+
+        ``leave``: once all are drawn, the batch's states become the block's outputs, by the same one pass.
+        """
         carry: Carry = (self.hidden.get(part.windows),)
         arguments = self.arguments(part)
         for number, stage in enumerate(self.stages):
             inputs = stage.inputs(block, carry, arguments)
             yield inputs
-            if number + 1 < len(self.stages):
+            if leave or number + 1 < len(self.stages):
                 carry = stage.advance(block, carry, inputs, arguments)
+        if leave:
+            self.hidden.put(part.windows, carry[0])
 
     def close(self) -> None:
         """Forget all states."""
         self._kept.clear()
         self.hidden.close()
 
-    def _carry(self, block: Block, part: Part, stage: int) -> Carry:
+    def carry(self, block: Block, part: Part, stage: int) -> Carry:
+        """What enters ``stage`` of a batch; all earlier stages must be final."""
         carry: Carry = (self.hidden.get(part.windows),)
         at = self._anchor[part.number]
         if part.number in self._kept:

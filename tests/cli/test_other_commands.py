@@ -41,6 +41,20 @@ def test_lists(bench: Any, kind: str, key: str, some: set[str]) -> None:
     assert "\x1b" not in shown.out
 
 
+@pytest.mark.usefixtures("fake_methods")
+def test_allocations_refinements_and_shorthands_are_listed(bench: Any) -> None:
+    methods = {row["method"]: row for row in json.loads(bench("list", "methods", "--json").out)}
+    assert methods["turned"]["summary"] == "short for magnitude+rotate: turning"
+    assert methods["turned"]["parameters"] == {"rotate.by": 2}
+    (refinement,) = (
+        row for row in json.loads(bench("list", "refinements", "--json").out) if row["refinement"] == "rotate"
+    )
+    assert refinement["parameters"] == {"by": 1, "lambda": 0.0}
+    assert "rotate" in bench("list", "refinements").out
+    parameters = {row["parameter"] for row in json.loads(bench("list", "parameters", "--json").out)}
+    assert {"rotate.by", "skewed.lean", "sparsegpt.percdamp"} <= parameters
+
+
 def test_protocols_name_the_context_and_all_windows(bench: Any) -> None:
     rows = [line.replace("|", " ").split() for line in bench("list", "protocols").out.splitlines()]
     ends = {row[0]: row[-2:] for row in rows if row}

@@ -240,6 +240,8 @@ def test_completion_scripts(bench: Any, shell: str) -> None:
         ("bench run --models nano-", ["nano-opt", "nano-bloom", "nano-llama"]),
         ("bench run --models nano-opt,nano-l", ["nano-opt,nano-llama"]),
         ("bench run --methods sparse", ["sparsegpt"]),
+        ("bench run --methods sparsegpt,magnitude@gl", ["sparsegpt,magnitude@global"]),
+        ("bench run --set sparsegpt.pe", ["sparsegpt.percdamp="]),
         ("bench run --protocol l", ["lab"]),
         ("bench run --text wiki", ["wikitext2"]),
         ("bench pull smol", ["smollm2-135m"]),

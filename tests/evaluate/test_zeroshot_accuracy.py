@@ -176,6 +176,22 @@ def test_dense_accuracy_equals_the_harness_called_by_hand(tmp_path: Path, model:
     assert {m.name for m in records["magnitude", "zeroshot"].metrics} == {m.name for m in record.metrics}
 
 
+def test_a_sliced_model_is_scored_by_its_own_head(tmp_path: Path, data: Path) -> None:
+    """At full width every item ends as with the dense model, whose head is the token table: nothing tied it again."""
+    tied = saved_with_tokenizer(
+        tmp_path / "model", "llama", max_position_embeddings=256, tie_word_embeddings=True
+    )
+    out = tmp_path / "out"
+    assert _run(out, tied, data, methods="slicegpt", slicing="0,0.5", tasks="piqa") == Outcome(done=3)
+    found = {(r.method, r.target): r for r in Store(out).records() if r.phase == "zeroshot"}
+    values = {key: load_values(out, record.values) for key, record in found.items()}
+    for name, dense in values["dense", "0%"].items():
+        assert (values["slicegpt", "slice0%"][name] == dense).all()
+    assert any(
+        (values["slicegpt", "slice50%"][name] != dense).any() for name, dense in values["dense", "0%"].items()
+    )
+
+
 def test_reruns_repeat_nothing_and_more_tasks_repeat_no_other_phase(
     tmp_path: Path, model: Path, data: Path
 ) -> None:

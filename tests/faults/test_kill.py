@@ -18,9 +18,11 @@ from bench.results.segments import Store
 _KILLS = 10
 _FLAGS = (
     "--methods",
-    "magnitude,sparsegpt",
+    "magnitude,sparsegpt,slicegpt",
     "--pattern",
     "unstructured,2:4",
+    "--slicing",
+    "0.3",
     "--protocol",
     "nano",
     "--samples",

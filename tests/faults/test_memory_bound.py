@@ -28,17 +28,17 @@ from methods.target import Target
 _SAMPLES, _LENGTH, _HELDOUT = 16, 512, 4
 
 
-def opt_1_3b(folder: Path, blocks: int) -> Path:
-    """A randomly initialised float16 checkpoint of OPT-1.3B's shapes, one shard a block."""
+def opt(folder: Path, blocks: int, width: int = 2048, vocabulary: int = 50272) -> Path:
+    """A randomly initialised float16 checkpoint, by default of OPT-1.3B's shapes, one shard a block."""
     config = {
         "model_type": "opt",
-        "hidden_size": 2048,
+        "hidden_size": width,
         "num_hidden_layers": blocks,
-        "num_attention_heads": 32,
-        "ffn_dim": 8192,
-        "vocab_size": 50272,
+        "num_attention_heads": width // 64,
+        "ffn_dim": 4 * width,
+        "vocab_size": vocabulary,
         "max_position_embeddings": 2048,
-        "word_embed_proj_dim": 2048,
+        "word_embed_proj_dim": width,
         "do_layer_norm_before": True,
         "activation_function": "relu",
     }
@@ -99,25 +99,34 @@ def measure(folder: Path, work: Path, dtype: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_memory_of_a_prune_is_bounded(tmp_path: Path, dtype: str) -> None:
-    opt_1_3b(tmp_path / "model", blocks=2)
-    # a process of its own, so that the base is that of a bare run
-    done = subprocess.run(
-        [sys.executable, __file__, "2", dtype, str(tmp_path / "model")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    figures = json.loads(done.stdout)
-    print(figures)
+    figures = in_a_process_of_its_own(opt(tmp_path / "model", blocks=2), dtype)
     assert figures["base"] < figures["peak"] <= figures["bound"]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_blocks(tmp_path: Path) -> None:
+    few, many = (
+        in_a_process_of_its_own(opt(tmp_path / str(blocks), blocks, width=512, vocabulary=1000), "float32")
+        for blocks in (2, 8)
+    )
+    grown = (many["peak"] - many["base"]) - (few["peak"] - few["base"])
+    # a block or a factor kept would be six times 12 or 17 MB; where the heap's gaps fall varies by tens
+    assert grown < 3 * few["block"], f"{grown / 2**20:.1f} MiB more for six more blocks"
+
+
+def in_a_process_of_its_own(folder: Path, dtype: str) -> dict[str, Any]:
+    """Figures of a bare process, whose base holds nothing of this one."""
+    command = [sys.executable, __file__, "0", dtype, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    print(figures)
+    return figures
 
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as scratch:
-        place = (
-            Path(sys.argv[3]) if len(sys.argv) > 3 else opt_1_3b(Path(scratch) / "model", int(sys.argv[1]))
-        )
+        place = Path(sys.argv[3]) if len(sys.argv) > 3 else opt(Path(scratch) / "model", int(sys.argv[1]))
         print(
             json.dumps(
                 measure(place, Path(scratch) / "work", sys.argv[2] if len(sys.argv) > 2 else "float32")

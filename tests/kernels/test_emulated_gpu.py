@@ -24,6 +24,7 @@ CASES = [
     cases.SweepCase(2, 68, keep=9, group=17),
     cases.SweepCase(2, 128, keep=50, group=128),
     cases.SweepCase(3, 40, masked=True, bits=3),
+    cases.SweepCase(3, 72, keep=3, group=8, divided=True),
     cases.SweepCase(0, 8),
     cases.SweepCase(4, 0),
 ]
@@ -56,9 +57,13 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> _native.Library:
 def test_the_gpu_kernel_gives_the_bits_of_the_twin(emulated: _native.Library, case: cases.SweepCase) -> None:
     x = cases.inputs(case)
     scale, zero, levels = (None, None, 0) if x.grid is None else (x.grid.scale, x.grid.zero, x.grid.levels)
-    tensors, optional, sizes = (x.weight, x.factor), (x.mask, scale, zero), (case.keep, case.group, levels)
+    tensors, optional, sizes = (
+        (x.weight, x.factor),
+        (x.mask, scale, zero, x.divisor),
+        (case.keep, case.group, levels),
+    )
     got = operators._call(emulated, tensors, optional, sizes, isa="best", threads=0)
-    wanted = twin.obs_sweep(x.weight, x.factor, x.mask, case.keep, case.group, scale, zero, levels)
+    wanted = twin.obs_sweep(x.weight, x.factor, x.mask, case.keep, case.group, scale, zero, levels, x.divisor)
     for a, b in zip(got, wanted, strict=True):
         assert torch.equal(a, b)
 
@@ -66,4 +71,4 @@ def test_the_gpu_kernel_gives_the_bits_of_the_twin(emulated: _native.Library, ca
 def test_a_wider_block_than_the_gpu_takes_is_refused(emulated: _native.Library) -> None:
     x = cases.inputs(cases.SweepCase(2, 129))
     with pytest.raises(RuntimeError, match="2 x 129: the CUDA kernel takes at most 128 columns"):
-        operators._call(emulated, (x.weight, x.factor), (None, None, None), (0, 0, 0), isa="best", threads=0)
+        operators._call(emulated, (x.weight, x.factor), (None,) * 4, (0, 0, 0), isa="best", threads=0)

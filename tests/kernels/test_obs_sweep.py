@@ -21,10 +21,16 @@ Run = Callable[..., Sweep]
 
 
 def by_twin(
-    weight: Tensor, factor: Tensor, mask: Tensor | None, keep: int, group: int, grid: Grid | None
+    weight: Tensor,
+    factor: Tensor,
+    mask: Tensor | None,
+    keep: int,
+    group: int,
+    grid: Grid | None,
+    divisor: Tensor | None = None,
 ) -> Sweep:
     scale, zero, levels = (None, None, 0) if grid is None else (grid.scale, grid.zero, grid.levels)
-    return Sweep(*twin.obs_sweep(weight, factor, mask, keep, group, scale, zero, levels))
+    return Sweep(*twin.obs_sweep(weight, factor, mask, keep, group, scale, zero, levels, divisor))
 
 
 def by_library(
@@ -34,6 +40,7 @@ def by_library(
     keep: int,
     group: int,
     grid: Grid | None,
+    divisor: Tensor | None = None,
     *,
     isa: str = "best",
     threads: int = 1,
@@ -44,7 +51,7 @@ def by_library(
     if isa != "best" and not _native.cpu_has_isa(isa):
         pytest.skip(f"needs a processor with {isa}")
     scale, zero, levels = (None, None, 0) if grid is None else (grid.scale, grid.zero, grid.levels)
-    tensors, optional, sizes = (weight, factor), (mask, scale, zero), (keep, group, levels)
+    tensors, optional, sizes = (weight, factor), (mask, scale, zero, divisor), (keep, group, levels)
     return Sweep(*operators._call(library, tensors, optional, sizes, isa=isa, threads=threads))
 
 
@@ -62,15 +69,16 @@ def assert_same(got: Sweep, wanted: Sweep) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_gives_the_bits_of_the_twin(case: cases.SweepCase, isa: str) -> None:
     x = cases.inputs(case)
-    args = (x.weight, x.factor, x.mask, case.keep, case.group, x.grid)
+    args = (x.weight, x.factor, x.mask, case.keep, case.group, x.grid, x.divisor)
     assert_same(by_library(*args, isa=isa), by_twin(*args))
 
 
 @pytest.mark.parametrize("case", cases.SWEEPS, ids=str)
 def test_the_operator_gives_the_bits_of_the_twin(case: cases.SweepCase) -> None:
     x = cases.inputs(case, seed=1)
-    got = obs_sweep(x.weight, x.factor, mask=x.mask, keep=case.keep, group=case.group, grid=x.grid)
-    assert_same(got, by_twin(x.weight, x.factor, x.mask, case.keep, case.group, x.grid))
+    chosen = {"mask": x.mask, "keep": case.keep, "group": case.group}
+    got = obs_sweep(x.weight, x.factor, **chosen, grid=x.grid, divisor=x.divisor)  # type: ignore[arg-type]
+    assert_same(got, by_twin(x.weight, x.factor, x.mask, case.keep, case.group, x.grid, x.divisor))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5, 16, 0])
@@ -256,6 +264,22 @@ def test_nothing_to_do_changes_nothing() -> None:
     assert not got.errors.any()
 
 
+@pytest.mark.parametrize("isa", [*ISAS, "twin"])
+def test_a_divisor_ranks_and_compensates_nothing(isa: str) -> None:
+    x = cases.inputs(cases.SweepCase(20, 32), seed=6)
+    own = (x.weight, x.factor, None, 2, 4, None, x.factor.diagonal().clone())
+    assert_same(by_twin(*own) if isa == "twin" else by_library(*own, isa=isa), by_twin(*own[:6]))
+    # weight 1 of every group counts for nothing, weight 2 above all
+    divisor = torch.ones(32)
+    divisor[1::4], divisor[2::4] = 1e15, 1e-15
+    args = (x.weight, x.factor, None, 3, 4, None, divisor)
+    got = by_twin(*args) if isa == "twin" else by_library(*args, isa=isa)
+    assert bool(got.mask[:, 1::4].all())
+    fixed = torch.zeros(20, 32, dtype=torch.bool)
+    fixed[:, 1::4] = True
+    assert_same(got, by_twin(x.weight, x.factor, fixed, 0, 0, None))
+
+
 def test_identity_factor_is_magnitude_pruning() -> None:
     weight = torch.randn(30, 64, generator=torch.Generator().manual_seed(0))
     got = obs_sweep(weight, torch.eye(64), keep=2, group=4)
@@ -301,6 +325,12 @@ def test_identity_factor_is_magnitude_pruning() -> None:
             r"grid.scale has shape \(3,\): pass \(4,\)",
         ),
         ({"factor": torch.eye(8, device="meta")}, ValueError, "factor is on meta, weight on cpu"),
+        (
+            {"divisor": torch.ones(7), "keep": 2, "group": 4},
+            ValueError,
+            r"divisor has shape \(7,\): pass \(8,\)",
+        ),
+        ({"divisor": torch.ones(8)}, ValueError, "divisor without group ranks nothing"),
     ],
 )
 def test_wrong_arguments_get_one_line(change: dict[str, object], error: type[Exception], line: str) -> None:
@@ -311,11 +341,13 @@ def test_wrong_arguments_get_one_line(change: dict[str, object], error: type[Exc
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("case", [cases.SWEEPS[4], cases.SweepCase(8, 16, keep=2, group=4, bits=4)], ids=str)
+@pytest.mark.parametrize(
+    "case", [cases.SWEEPS[4], cases.SweepCase(8, 16, keep=2, group=4, bits=4, divided=True)], ids=str
+)
 def test_opcheck(case: cases.SweepCase) -> None:
     x = cases.inputs(case)
     scale, zero, levels = (None, None, 0) if x.grid is None else (x.grid.scale, x.grid.zero, x.grid.levels)
-    args = (x.weight, x.factor, x.mask, case.keep, case.group, scale, zero, levels)
+    args = (x.weight, x.factor, x.mask, case.keep, case.group, scale, zero, levels, x.divisor)
     torch.library.opcheck(torch.ops.prune_bench.obs_sweep.default, args)
 
 
@@ -325,6 +357,8 @@ def test_the_gpu_gives_the_bits_of_the_twin(case: cases.SweepCase) -> None:
     x = cases.inputs(case)
     grid = None if x.grid is None else Grid(x.grid.scale.cuda(), x.grid.zero.cuda(), x.grid.levels)
     mask = None if x.mask is None else x.mask.cuda()
-    got = obs_sweep(x.weight.cuda(), x.factor.cuda(), mask=mask, keep=case.keep, group=case.group, grid=grid)
+    divisor = None if x.divisor is None else x.divisor.cuda()
+    chosen = {"mask": mask, "keep": case.keep, "group": case.group}
+    got = obs_sweep(x.weight.cuda(), x.factor.cuda(), **chosen, grid=grid, divisor=divisor)  # type: ignore[arg-type]
     on_host = Sweep(got.values.cpu(), got.errors.cpu(), got.mask.cpu(), got.loss.cpu())
-    assert_same(on_host, by_twin(x.weight, x.factor, x.mask, case.keep, case.group, x.grid))
+    assert_same(on_host, by_twin(x.weight, x.factor, x.mask, case.keep, case.group, x.grid, x.divisor))

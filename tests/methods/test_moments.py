@@ -91,6 +91,21 @@ def test_gram_is_the_sum_over_batches() -> None:
     assert gram.energy(weight) == pytest.approx(float(((rows @ weight.double().T) ** 2).sum()), rel=1e-10)
 
 
+@pytest.mark.parametrize("columns", [1, 143, 145, 300, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gram_accumulates_one_triangle_and_mirrors_it(columns: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    inputs = torch.randn(3, columns, 40, generator=generator).to(dtype).transpose(1, 2)  # not contiguous
+    gram = Gram(columns, torch.float64, torch.device("cpu"))
+    gram.add(inputs[:1])
+    first = inputs[0].double()
+    assert torch.allclose(gram.matrix, first.T @ first, rtol=1e-12, atol=1e-12)
+    gram.add(inputs[1:])  # after the matrix was read
+    rows = inputs.reshape(-1, columns).double()
+    assert torch.equal(gram.matrix, gram.matrix.T)
+    assert torch.allclose(gram.matrix, rows.T @ rows, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_non_finite_inputs_are_named(value: float) -> None:
     gram = Gram(4, torch.float32, torch.device("cpu"))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from methods.stream.sink import BlockFolder
 from methods.target import Target
 
 _GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
+_PLUGINS = _GUIDE.parent / "docs" / "plugins.md"
 
 
 def _example() -> str:
@@ -33,19 +38,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_pruning", None)
 
 
-def _lay(folder: Path, code: str, entry: str) -> None:
+def _lay(folder: Path, code: str, entry: str, group: str = "prune_bench.methods") -> None:
     (folder / "my_pruning.py").write_text(code)
     info = folder / "my_pruning-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-pruning\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{registry.ENTRY_POINTS}]\n{entry}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
 
 
 def test_the_example_is_a_method_in_thirty_lines(install: Path, tmp_path: Path) -> None:
     code = _example()
     assert len(code.splitlines()) <= 30
     _lay(install, code, "scaled = my_pruning:METHOD")
-    assert registry.names() == ("magnitude", "sparsegpt", "scaled")
+    assert registry.names()[-1] == "scaled"
     assert registry.method("scaled").origin == "my-pruning"
     _, source = tiny("llama")
     tokens = torch.randint(0, 101, (6, 16), generator=torch.Generator().manual_seed(0))
@@ -58,8 +63,93 @@ def test_the_example_is_a_method_in_thirty_lines(install: Path, tmp_path: Path) 
         assert sum(m.removed for m in report.matrices) * 2 == sum(m.rows * m.columns for m in report.matrices)
         errors[method] = sum(m.heldout_error or 0 for m in report.matrices)
     assert errors["scaled"] < errors["magnitude"]
-    with pytest.raises(UserError, match="parameter of scaled 'powr' is unknown; did you mean power"):
+    with pytest.raises(UserError, match="parameter of scaled 'powr' is unknown; did you mean 'power'"):
         registry.get("scaled", {"powr": 2.0})
+
+
+def _package(folder: Path) -> None:
+    """Lay the package of docs/plugins.md, with CONTRIBUTING.md's module, as an installer would."""
+    files = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", _PLUGINS.read_text(), re.DOTALL))
+    assert set(files) == {"pyproject.toml", "my_allocation.py", "test_my_pruning.py"}
+    files["my_pruning.py"] = _example()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    info = folder / "my_pruning-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+
+
+def test_the_documented_package_passes_its_contract(tmp_path: Path) -> None:
+    assert len(_PLUGINS.read_text().splitlines()) <= 80
+    _package(tmp_path)
+    contract = _GUIDE.read_text().split("<!-- code: contract -->")[1].split("```python\n")[1].split("```")[0]
+    assert contract in (tmp_path / "test_my_pruning.py").read_text()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, _GUIDE.parent)))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"\d\d passed", done.stdout)
+    listed = subprocess.run(
+        [sys.executable, "-m", "bench", "list", "allocations"],
+        cwd=tmp_path,
+        env={**environment, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    (line,) = [line for line in listed.stdout.splitlines() if "tapered" in line]
+    assert "my-pruning" in line
+
+
+def test_a_plugin_may_be_a_refinement(install: Path, tmp_path: Path) -> None:
+    code = """
+from dataclasses import dataclass
+from methods.layerwise.rule import Statistic
+from methods.registry import RefinementEntry
+
+@dataclass(frozen=True)
+class Mirrored:
+    name: str = "mirrored"
+    needs: Statistic = Statistic.NONE
+
+    def __call__(self, problem, mask):
+        return mask.flip(1)
+
+REFINEMENT = RefinementEntry("mirrored", "the other way round", "none", "my_pruning:Mirrored", calibrated=False)
+"""
+    _lay(install, code, "mirrored = my_pruning:REFINEMENT", "prune_bench.refinements")
+    assert "mirrored" in registry.refinements() and "mirrored" not in registry.names()
+    _, source = tiny("llama")
+    tokens = torch.randint(0, 101, (6, 16), generator=torch.Generator().manual_seed(0))
+    pruner = registry.get("magnitude+mirrored", {})
+    report = pruner.prune(
+        source, Calibration(tokens[:0], tokens), Target.parse("50%"), BlockFolder(tmp_path / "out"), Run()
+    )
+    assert not pruner.needs_calibration
+    assert sum(m.removed for m in report.matrices) * 2 == sum(m.rows * m.columns for m in report.matrices)
+
+
+def test_a_rule_without_an_update_takes_no_refinement(install: Path) -> None:
+    _lay(install, _example(), "scaled = my_pruning:METHOD")
+    with pytest.raises(
+        UserError, match=r"method 'scaled' has no update for a fixed mask, so '\+dsnot' cannot"
+    ):
+        registry.get("scaled+dsnot", {})
 
 
 def test_a_broken_plugin_is_named(install: Path) -> None:
@@ -80,3 +170,27 @@ def test_a_plugin_must_be_a_method(install: Path) -> None:
     _lay(install, "METHOD = 3", "three = my_pruning:METHOD")
     with pytest.raises(UserError, match=r"plug-in 'three' is no methods\.registry\.Method"):
         registry.names()
+
+
+def test_each_group_takes_its_own_kind(install: Path) -> None:
+    _lay(install, _example(), "scaled = my_pruning:METHOD", "prune_bench.refinements")
+    with pytest.raises(
+        UserError, match=r"plug-in 'scaled' is no methods\.registry\.RefinementEntry of that name"
+    ):
+        registry.names()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("much", "scaled.power is 'much'; it must be a finite number, as in --set scaled.power=1.0"),
+        (float("nan"), "scaled.power is 'nan'; it must be a finite number"),
+        (True, "scaled.power is 'True'; it must be a finite number"),
+        (None, "scaled.power is 'None'; it must be a finite number"),
+    ],
+)
+def test_values_are_checked_for_a_plugin(install: Path, value: object, said: str) -> None:
+    _lay(install, _example(), "scaled = my_pruning:METHOD")
+    with pytest.raises(UserError) as caught:
+        registry.get("scaled", {"power": value})
+    assert str(caught.value).startswith(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -100,11 +101,61 @@ def test_whatever_can_change_a_figure_changes_the_cell(flags: dict[str, Any]) ->
 
 def test_parameters_are_complete_typed_and_sorted() -> None:
     cell = plan(methods="sparsegpt", assignments=("sparsegpt.percdamp=1",)).cells[-1]
-    assert cell.parameters == (("blocksize", 128), ("percdamp", 1.0), ("reference", False))
+    assert cell.parameters == (
+        ("blocksize", 128),
+        ("percdamp", 1.0),
+        ("reference", False),
+        ("saliency", "obs"),
+    )
     assert (
         plan(methods="sparsegpt", assignments=("sparsegpt.percdamp=0.01",)).cells
         == plan(methods="sparsegpt").cells
     )
+
+
+@pytest.mark.usefixtures("fake_methods")
+def test_parameters_of_allocations_and_refinements_carry_their_name() -> None:
+    sets = ("skewed.lean=0.25", "rotate.by=4", "rotate.lambda=1", "sparsegpt.blocksize=16")
+    cell = plan(methods="sparsegpt@skewed+rotate", assignments=sets).cells[-1]
+    assert cell.method == "sparsegpt@skewed+rotate"
+    assert cell.parameters == (
+        ("blocksize", 16),
+        ("percdamp", 0.01),
+        ("reference", False),
+        ("rotate.by", 4),
+        ("rotate.lambda", 1.0),
+        ("saliency", "obs"),
+        ("skewed.lean", 0.25),
+    )
+    both = plan(methods="magnitude@skewed,sparsegpt@skewed", assignments=("skewed.lean=0.25",)).cells[1:]
+    assert [dict(cell.parameters)["skewed.lean"] for cell in both] == [0.25, 0.25]
+
+
+@pytest.mark.usefixtures("fake_methods")
+def test_shorthands_are_cells_of_what_they_stand_for() -> None:
+    short = plan(methods="skewed").cells[-1]
+    assert short.method == "sparsegpt@skewed"
+    assert dict(short.parameters)["blocksize"] == 32 and dict(short.parameters)["skewed.lean"] == 0.5
+    long = plan(methods="sparsegpt@skewed", assignments=("sparsegpt.blocksize=32", "skewed.lean=0.5")).cells[
+        -1
+    ]
+    assert long == short
+    assert (
+        dict(plan(methods="skewed", assignments=("skewed.lean=2",)).cells[-1].parameters)["skewed.lean"] == 2
+    )
+    assert len(plan(methods="skewed,sparsegpt@skewed").cells) == 3, "other parameters are other cells"
+    assert len(plan(methods="magnitude,magnitude@uniform").cells) == 2, "one method spelled twice is one"
+    assert plan(methods="turned").cells[-1].seed == 0, "a refinement that reads inputs makes a seed count"
+    with pytest.raises(UserError, match=r"turned is short for magnitude\+rotate; write --set rotate\.by"):
+        plan(methods="turned", assignments=("turned.by=1",))
+    with pytest.raises(
+        UserError, match=r"--set skewed\.lean is for a method not run; --methods has magnitude"
+    ):
+        plan(methods="magnitude", assignments=("skewed.lean=1",))
+    with pytest.raises(
+        UserError, match=r"rotate has no parameter 'bye'; it has: by, lambda; did you mean 'by'"
+    ):
+        plan(methods="turned", assignments=("rotate.bye=1",))
 
 
 def test_protocols_by_default() -> None:
@@ -153,7 +204,7 @@ def test_a_plan_refuses_more_cells_in_place() -> None:
         ({"models": "gpt-*"}, "no model matches"),
         ({"methods": "sparsgpt"}, "did you mean 'sparsegpt'"),
         ({"methods": "magnitude@globl"}, "global"),
-        ({"methods": "magnitude+dsnot"}, "dsnot"),
+        ({"methods": "magnitude+dsnt"}, "did you mean 'dsnot'"),
         ({"assignments": ("sparsegpt.percdam=1",)}, "did you mean 'percdamp'"),
         ({"assignments": ("sparsegpt.percdamp=x",)}, "a finite number"),
         ({"assignments": ("sparsegpt.percdamp=-1",)}, "at least 0"),
@@ -287,3 +338,76 @@ def test_every_phase_has_a_protocol_of_its_own() -> None:
     assert whole.protocol("zeroshot") == "zeroshot/piqa"
     unused = plan(models="nano-opt", tasks="piqa", limit="7").cells[0]
     assert unused == plan(models="nano-opt").cells[0], "tasks of no evaluation tell no cells apart"
+
+
+def test_slicing_and_sparsity_in_one_grid_go_to_the_methods_that_reach_them() -> None:
+    found = plan(
+        methods="slicegpt,sparsegpt", sparsity="0.5", slicing="0.1,0.2", fewer_params="0.2", fewer_bytes="0.3"
+    )
+    assert not found.refusals
+    assert spelled(found) == [
+        "nano-opt dense",
+        *(
+            f"nano-opt slicegpt {target} seed 0"
+            for target in ("slice10%", "slice20%", "params-20%", "bytes-30%")
+        ),
+        *(f"nano-opt sparsegpt {target} seed 0" for target in ("50%", "params-20%", "bytes-30%")),
+    ]
+    assert spelled(plan(methods="slicegpt"))[1:] == ["nano-opt slicegpt slice25% seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"methods": "sparsegpt,slicegpt", "sparsity": "0.5"},
+            "--sparsity gives slicegpt no target; add --slicing 0.25, or leave slicegpt out of --methods",
+        ),
+        (
+            {"methods": "slicegpt,magnitude", "slicing": "0.5"},
+            "--slicing gives magnitude no target; add --sparsity 0.5 or --pattern 2:4, or leave magnitude out",
+        ),
+        (
+            {"methods": "sparsegpt,magnitude", "sparsity": "0.5", "slicing": "0.2"},
+            "--slicing slice20% is for none of the methods run: sparsegpt, magnitude; leave it out",
+        ),
+        (
+            {"methods": "slicegpt", "fewer_params": "0.1", "pattern": "2:4"},
+            "--pattern 2:4 is for none of the methods run: slicegpt; leave it out",
+        ),
+    ],
+)
+def test_targets_that_go_nowhere_are_an_error(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(**flags)
+
+
+def test_schedule_and_hessian_dtype_do_not_tell_slices_apart() -> None:
+    base = plan(methods="slicegpt")
+    assert base.cells == plan(methods="slicegpt", schedule="blockwise", hessian_dtype="float64").cells
+    assert base.cells[-1] != plan(methods="slicegpt", seeds="1").cells[-1]
+    for name, value in (
+        ("slice_head", "true"),
+        ("slope", "0.1"),
+        ("orientation", "random"),
+        ("round_interval", "4"),
+    ):
+        other = plan(methods="slicegpt", assignments=(f"slicegpt.{name}={value}",))
+        assert other.cells[-1] != base.cells[-1]
+
+
+def test_what_cannot_be_sliced_or_made_so_small_is_refused_with_the_reason() -> None:
+    found = plan(models="opt-350m,nano-opt", methods="slicegpt,magnitude", fewer_params="0.2,0.9")
+    reasons = {refusal.cell.name: refusal.reason for refusal in found.refusals}
+    assert set(reasons) == {
+        "opt-350m slicegpt params-20% seed 0",
+        "opt-350m slicegpt params-90% seed 0",
+        "nano-opt slicegpt params-90% seed 0",
+        "nano-opt magnitude params-90%",
+    }
+    assert "norms stand behind the residual sums" in reasons["opt-350m slicegpt params-20% seed 0"]
+    assert "embeddings, head, norms and biases are not pruned" in reasons["nano-opt magnitude params-90%"]
+    assert reasons["nano-opt slicegpt params-90% seed 0"].endswith(
+        "(393,216 in its full head, untied from the token table); set slicegpt.slice_head=true"
+    )
+    assert spelled(plan(models="nano-llama", methods="slicegpt", assignments=("slicegpt.slice_head=true",)))

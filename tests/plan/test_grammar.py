@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from bench.plan.grammar import (
     nearest,
     parse_list,
-    parse_method,
     parse_parameter,
     parse_pattern,
     parse_seed,
@@ -22,6 +21,7 @@ from bench.plan.grammar import (
 )
 from methods.errors import UserError
 from methods.registry import Parameter
+from methods.spelling import parse
 
 KNOWN = ("magnitude", "sparsegpt", "wanda")
 DECLARED = {
@@ -31,43 +31,6 @@ DECLARED = {
     "metric": Parameter(str, "l2", "norm", choices=("l1", "l2")),
     "level": Parameter(int, 1, "level", choices=(1, 2)),
 }
-
-
-@pytest.mark.parametrize(
-    ("text", "canonical"),
-    [
-        ("sparsegpt", "sparsegpt"),
-        (" SparseGPT ", "sparsegpt"),
-        ("magnitude@global", "magnitude@global"),
-        ("magnitude@uniform", "magnitude"),
-        ("wanda+dsnot", "wanda+dsnot"),
-        ("wanda@owl+dsnot+more", "wanda@owl+dsnot+more"),
-        ("dense", "dense"),
-    ],
-)
-def test_method_spellings(text: str, canonical: str) -> None:
-    assert str(parse_method(text, KNOWN)) == canonical
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("sparsgpt", "did you mean 'sparsegpt'"),
-        ("gptq", "known: dense, magnitude, sparsegpt, wanda"),
-        ("@global", "rule[@allocation][+refinement]"),
-        ("magnitude@", "rule[@allocation][+refinement]"),
-        ("magnitude+", "rule[@allocation][+refinement]"),
-        ("magnitude@a@b", "rule[@allocation][+refinement]"),
-        ("magnitude global", "rule[@allocation][+refinement]"),
-        ("2:4", "rule[@allocation][+refinement]"),
-        ("dense@global", "write dense"),
-        ("", "rule[@allocation][+refinement]"),
-    ],
-)
-def test_wrong_methods_say_what_is_known(text: str, said: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_method(text, KNOWN)
-    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +217,9 @@ def test_wrong_values_name_the_parameter(name: str, value: object, said: str) ->
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
     said = []
-    for parse in (parse_method, parse_sparsity, parse_pattern, parse_seed, parse_parameter):
+    for read in (parse, parse_sparsity, parse_pattern, parse_seed, parse_parameter):
         try:
-            parse(text)
+            read(text)
         except UserError as error:
             said.append(str(error))
     assert all(line.isprintable() and 0 < len(line) < 400 for line in said)

@@ -45,6 +45,28 @@ def test_every_registered_model_has_an_estimate() -> None:
         assert need.disk_bytes > 0
 
 
+def test_what_a_method_declares_shows_in_its_estimate() -> None:
+    needs = {
+        name: estimate(last(methods=name), rate=1e12)
+        for name in (
+            "wanda",
+            "wanda@owl",
+            "sparsegpt",
+            "sparsegpt@owl",
+            "sparsegpt@levels",
+            "alps",
+            "wanda+dsnot",
+        )
+    }
+    wanda, sparsegpt, alps = needs["wanda"], needs["sparsegpt"], needs["alps"]
+    assert wanda.flops < sparsegpt.flops < alps.flops
+    assert wanda.memory_bytes < sparsegpt.memory_bytes < alps.memory_bytes
+    assert needs["wanda@owl"].flops > wanda.flops and needs["wanda@owl"].memory_bytes == wanda.memory_bytes
+    assert needs["sparsegpt@levels"].flops > needs["sparsegpt@owl"].flops > sparsegpt.flops
+    assert needs["sparsegpt@levels"].memory_bytes > sparsegpt.memory_bytes
+    assert needs["wanda+dsnot"] == wanda
+
+
 def test_a_pruned_model_takes_its_parameters_on_disk() -> None:
     parameters = next(entry.parameters for entry in entries() if entry.id == "opt-1.3b")
     assert estimate(last(dtype="float16")).disk_bytes == 2 * parameters
@@ -205,3 +227,46 @@ def test_phases_that_hold_the_whole_model_need_its_memory() -> None:
         for evaluations in ("perplexity", "perplexity,decode")
     )
     assert streamed < 4 * 6.7e9 < whole
+
+
+def test_sensitivities_count_where_they_are_estimated(tmp_path: Path) -> None:
+    base = estimate(last(models="smollm2-135m", methods="sparsegpt", protocol="lab"))
+    fisher = estimate(last(models="smollm2-135m", methods="mixed", protocol="lab"))
+    # 8 probes of 16 x 256 tokens, four passes of 106 M weights and two products with the head of 28 M
+    extra = 8 * 16 * 256 * 2 * (4 * 106e6 + 2 * 28e6)
+    assert fisher.flops - base.flops == pytest.approx(extra, rel=0.1)
+    one = last(models="smollm2-135m", methods="mixed", protocol="lab", assignments=("mixed.probes=1",))
+    assert estimate(one).flops - base.flops == pytest.approx(extra / 8, rel=0.1)
+    exact = last(
+        models="smollm2-135m", methods="mixed", protocol="lab", assignments=("mixed.estimator=hutchinson",)
+    )
+    assert 4 * 2**30 < estimate(exact).memory_bytes < 8 * 2**30
+    sets = (f"mixed.file={tmp_path}",)
+    given = last(models="smollm2-135m", methods="mixed", protocol="lab", assignments=sets)
+    assert estimate(given).flops == base.flops
+
+
+def test_fishers_states_keep_to_the_budget() -> None:
+    """For a 13 B model one probe's states exceed 1 GiB: they go to disk, and memory stays that of blocks."""
+    cell = last(models="opt-13b", methods="mixed", dtype="float16", protocol="paper", hidden_budget="1GiB")
+    states = 41 * 16 * 256 * 5120 * 4
+    assert estimate(cell).disk_bytes >= states
+    assert estimate(cell).memory_bytes < 20 * 2**30
+
+
+def test_a_sliced_model_takes_the_disk_and_time_of_its_own_size() -> None:
+    from methods.families import shape_of, sizes
+    from methods.slicing.pruner import SliceGPT
+    from methods.target import Target
+
+    config = next(entry.config for entry in entries() if entry.id == "llama-2-7b")
+    small = SliceGPT().pruned_shape(shape_of(config), Target.parse("slice30%"))
+    flags = {"models": "llama-2-7b", "dtype": "float16", "methods": "slicegpt"}
+    cells = {share: last(slicing=share, **flags) for share in ("0.1", "0.3")}
+    assert estimate(cells["0.3"]).disk_bytes == 2 * sizes.parameters(small)
+    assert estimate(cells["0.3"]).flops < estimate(cells["0.1"]).flops
+    # float64 bases and Gram matrices are less than the Hessians of its widest linear, but there
+    need, dense = estimate(cells["0.3"]).memory_bytes, estimate(last(**flags, slicing="0")).memory_bytes
+    assert need == dense > 2 * 8 * 4096**2
+    whole = estimate(last(**flags, slicing="0.3", evaluations="zeroshot")).memory_bytes
+    assert whole < estimate(last(**flags, slicing="0.1", evaluations="zeroshot")).memory_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ models: [nano-*, opt-125m]
 methods: sparsegpt,magnitude@global
 sparsity: [0.5, 60%]
 pattern: [unstructured, 2:4, 16:64]
+slicing: [0.25, 30%]
+params: 0.2
+bytes: [0.3]
 seeds: [0, 1]
 calibration: c4
 samples: 16
@@ -72,7 +76,9 @@ json: true
     assert settings.models == ("nano-*", "opt-125m")
     assert settings.methods == ("sparsegpt", "magnitude@global")
     assert settings.pattern == ("unstructured", "2:4", "16:64")
-    assert [str(target) for target in settings.targets()] == ["50%", "60%", "2:4", "16:64"]
+    sizes = ["params-20%", "bytes-30%"]
+    assert [str(target) for target in settings.targets()] == ["50%", "60%", "2:4", "16:64", *sizes]
+    assert [str(t) for t in settings.targets("slice25%", ("slice",))] == ["slice25%", "slice30%", *sizes]
     assert settings.windows == 0
     assert (settings.tasks, settings.limit) == (("piqa", "rte"), 50)
     assert settings.hidden_budget == 500_000_000
@@ -107,7 +113,7 @@ def test_set_on_a_flag_wins_name_by_name(tmp_path: Path) -> None:
 
 def test_lists_lose_repeats_and_keep_their_order() -> None:
     settings = gather(
-        {"methods": "sparsegpt,magnitude,sparsegpt@uniform", "sparsity": "0.6,60%,0.5", "seeds": "2,0,2"}
+        {"methods": "sparsegpt,magnitude,SparseGPT", "sparsity": "0.6,60%,0.5", "seeds": "2,0,2"}
     )
     assert settings.methods == ("sparsegpt", "magnitude")
     assert settings.sparsity == ("60%", "50%")
@@ -136,6 +142,47 @@ def test_the_data_folder_comes_from_the_environment_last(
 )
 def test_targets(flags: dict[str, Any], targets: list[str]) -> None:
     assert [str(target) for target in gather(flags).targets()] == targets
+
+
+@pytest.mark.parametrize(
+    ("flags", "sparse", "sliced"),
+    [
+        ({}, ["50%"], ["slice25%"]),
+        ({"slicing": "0,0.1,25%"}, [], ["slice0%", "slice10%", "slice25%"]),
+        ({"sparsity": "0,0.5"}, ["0%", "50%"], []),
+        ({"pattern": "unstructured"}, ["50%"], []),
+        ({"params": "0.2"}, ["params-20%"], ["params-20%"]),
+        ({"bytes": "0.3,30%"}, ["bytes-30%"], ["bytes-30%"]),
+        (
+            {"sparsity": "0.5", "slicing": "0.2", "params": "0.1"},
+            ["50%", "params-10%"],
+            ["slice20%", "params-10%"],
+        ),
+    ],
+)
+def test_each_method_takes_the_targets_it_can_reach(
+    flags: dict[str, Any], sparse: list[str], sliced: list[str]
+) -> None:
+    renamed = {{"params": "fewer_params", "bytes": "fewer_bytes"}.get(key, key): flags[key] for key in flags}
+    settings = gather(renamed)
+    assert [str(target) for target in settings.targets()] == sparse
+    assert [str(target) for target in settings.targets("slice25%", ("slice",))] == sliced
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"slicing": "25"}, "slicing '25' is not a share; for 25 percent write 0.25"),
+        ({"slicing": "1"}, "slicing '1' is not a share; use 0 <= slicing < 1"),
+        ({"slicing": "half"}, "slicing 'half' is no number"),
+        ({"fewer_params": "0"}, "params '0' saves nothing; use a share above 0, such as 0.2"),
+        ({"fewer_bytes": "-0.1"}, "bytes '-0.1' is not a share; use 0 <= bytes < 1"),
+        ({"fewer_params": "0.2,,0.3"}, "--params '0.2,,0.3' has an empty entry"),
+    ],
+)
+def test_shares_that_are_none(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        gather(flags)
 
 
 def test_a_method_may_bring_its_own_default_target() -> None:

@@ -231,8 +231,9 @@ def test_rows_run_from_dense_by_target_and_quality() -> None:
         *(("sparsegpt", "50%"), ("magnitude", "50%")),
         *(("sparsegpt", "2:4"), ("magnitude", "2:4")),
     ]
-    assert sorted(["2:4", "70%", "slice25%", "4:8", "50%", "5:8"], key=target_order) == [
-        "50%", "70%", "5:8", "2:4", "4:8", "slice25%",
+    asked = ["bytes-30%", "2:4", "70%", "odd", "slice25%", "params-5%", "4:8", "slice5%", "50%", "5:8"]
+    assert sorted(asked, key=target_order) == [
+        "50%", "70%", "5:8", "2:4", "4:8", "slice5%", "slice25%", "params-5%", "bytes-30%", "odd",
     ]  # fmt: skip
 
 

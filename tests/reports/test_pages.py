@@ -364,3 +364,8 @@ def test_markdown_leaves_plain_names_alone() -> None:
         == "sparsegpt@owl nano-opt q_proj 2:4 50% Q4_1"
     )
     assert escape_markdown("_x_ 1. - #") == "\\_x\\_ 1. - \\#"
+
+
+def test_shares_are_rounded_once_never_cut() -> None:
+    assert figure(0.42595, "1", "top1_flip_rate") == "42.59 %"  # 42.595 is a hair below in binary
+    assert figure(0.42595, "1", "top1_flip_rate", share_digits=1) == "42.6 %"

@@ -57,6 +57,25 @@ def test_changes_are_named_in_the_id():
     assert CalibrationProtocol("c4", "validation", 4, 0).id == "c4/validation:4xcontext"
 
 
+@pytest.mark.parametrize(("name", "text"), [("nano", "kjv"), ("lab", "wikitext2"), ("paper", "ptb")])
+def test_validation_splits_are_other_protocols(name, text):
+    usual, validation = standard(name, text).evaluation, standard(name, f"{text}/validation").evaluation
+    assert validation == replace(usual, split="validation")
+    assert validation.id == f"{name}/{text}[split=validation]"
+    assert standard(name, f"{text}/test").evaluation == usual
+
+
+def test_c4s_validation_split_is_its_test_text():
+    assert standard("lab", "c4/validation") == standard("lab", "c4")
+
+
+@pytest.mark.parametrize("text", ["kjv/train", "c4/test", "wikitext2/", "kjv/validation/x"])
+def test_other_splits_are_no_evaluation_text(text):
+    allowed = "use kjv/validation, wikitext2/validation, ptb/validation"
+    with pytest.raises(UserError, match=f"--text '{text}' is unknown; {allowed}"):
+        standard("lab", text)
+
+
 def test_asking_for_the_standard_is_no_change():
     assert standard("lab", "wikitext2", length=512, windows=64, samples=64) == standard("lab")
 

@@ -243,4 +243,4 @@ def test_refusals_name_matrix_and_width(tmp_path: Path) -> None:
     assert reason == "5:16 needs widths divisible by 16; self_attn.q_proj has 24 input columns"
     assert "slice25%" in str(pruner.refuse(source.shape, Target.parse("slice25%")))
     assert "@global" in str(get("magnitude@global", {}).refuse(source.shape, Target.parse("2:4")))
-    assert "+4bit" in str(pruner.refuse(source.shape, Target.parse("50%+4bit")))
+    assert "+4bit" in str(get("magnitude", {}).refuse(source.shape, Target.parse("50%+4bit")))

@@ -1,0 +1,1 @@
+"""Quantisation: grids made from weights, and the round trip between weights and levels."""

@@ -1,0 +1,1 @@
+"""What betters a mask before the weights that stay are updated."""

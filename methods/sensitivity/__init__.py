@@ -1,0 +1,3 @@
+"""How much the model's loss feels each matrix: curvature per weight, with its standard error."""
+
+from __future__ import annotations
