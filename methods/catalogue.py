@@ -216,10 +216,8 @@ ALLOCATIONS = (
                 "fisher streams; hutchinson: exact products, the whole model in memory; inputs: XᵀX alone, cheap",
                 choices=("fisher", "hutchinson", "inputs"),
             ),
-            "probes": Parameter(int, 8, "independent estimates that are averaged", minimum=1, maximum=10_000),
-            "windows": Parameter(
-                int, 16, "windows of 256 tokens that a probe reads", minimum=1, maximum=10_000
-            ),
+            "probes": Parameter(int, 8, "independent estimates that are averaged", minimum=1, maximum=512),
+            "windows": Parameter(int, 16, "windows of 256 tokens that a probe reads", minimum=1, maximum=512),
             "file": Parameter(
                 str,
                 "",

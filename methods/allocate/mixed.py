@@ -13,7 +13,7 @@ from pathlib import Path
 
 import methods.sensitivity
 from methods.allocate.shares import MOST, clipped, counts, linear_shares, patterns, shifted
-from methods.errors import UserError
+from methods.errors import UserError, shown
 from methods.interface import BlockSource, Calibration, Matrix, ModelShape, Run
 from methods.layerwise.rule import Budget, Budgets
 from methods.layerwise.select import round_half_up
@@ -49,8 +49,8 @@ class Mixed:
 
     def refuse(self, shape: ModelShape, target: Target) -> str | None:
         """The reason this target leaves nothing to allocate, or None."""
-        if self.file and not Path(self.file).exists():
-            return f"mixed.file '{self.file}' does not exist; give a file of sensitivities, or leave it out"
+        if self.file and not _there(self.file):
+            return f"mixed.file '{shown(self.file)}' does not exist; give a file of sensitivities, or leave it out"
         if target.kind == "nm":
             if 0 < Fraction(str(self.alpha)) * target.group < Fraction(1, 2):
                 least = Fraction(1, 2 * target.group)
@@ -157,6 +157,13 @@ class Mixed:
         if path is not None:
             save(path, stored)
         return stored, 0.0
+
+
+def _there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
 
 
 def _shared_path(run: Run, key: Key, source: BlockSource) -> Path | None:
