@@ -9,7 +9,10 @@ from typing import Any
 
 from methods.errors import UserError, nearest, shown
 
-__all__ = ["AllocationEntry", "Method", "Parameter", "RefinementEntry", "Shorthand"]
+__all__ = ["OURS", "AllocationEntry", "Method", "Parameter", "RefinementEntry", "Shorthand"]
+
+OURS = "prune-bench"
+"""Origin of an entry that names none: of a plug-in's, its distribution takes the place."""
 
 _KINDS: Mapping[type, str] = {
     bool: "true or false",
@@ -92,7 +95,7 @@ class Method:
     calibrated: bool = True
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
-    origin: str = "prune-bench"
+    origin: str = OURS
     default_target: str = "50%"
     targets: tuple[str, ...] = ("unstructured", "nm")
     scheduled: bool = True
@@ -116,7 +119,7 @@ class AllocationEntry:
     calibrated: bool = True
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
-    origin: str = "prune-bench"
+    origin: str = OURS
     passes: int = 0
     products: int = 0
 
@@ -132,7 +135,7 @@ class RefinementEntry:
     calibrated: bool = True
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
-    origin: str = "prune-bench"
+    origin: str = OURS
 
 
 @dataclass(frozen=True, slots=True)

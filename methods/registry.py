@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from methods import catalogue
-from methods.entries import AllocationEntry, Method, Parameter, RefinementEntry, Shorthand
+from methods.entries import OURS, AllocationEntry, Method, Parameter, RefinementEntry, Shorthand
 from methods.errors import UserError, nearest, shown
 from methods.selection import Selection
 from methods.spelling import DENSE_METHOD, Spelling, parse
@@ -104,6 +104,8 @@ def _brought(
         )
     if table.find(found.name) or found.name in shorthands() or found.name == DENSE_METHOD:
         raise UserError(f"plug-in '{found.name}' takes the name of a method that exists; rename it")
+    if found.origin == OURS and point.dist is not None:
+        return replace(found, origin=point.dist.name)
     return found
 
 

@@ -92,7 +92,7 @@ def test_an_identity_quantiser_is_the_plain_sweep_bit_for_bit(blocksize: int, bu
     dense = torch.randint(-9, 10, (24, 96), generator=generator).float()
     # few and short chains of compensation, so that sums stay below 2^15
     upper = torch.triu((torch.rand(96, 96, generator=generator) < 0.03).float(), 1) + torch.eye(96)
-    factor = Factor(upper, 0.0, 0.0, torch.zeros(96, dtype=torch.bool), 0)
+    factor = Factor(upper, torch.ones(96), 0.0, 0.0, torch.zeros(96, dtype=torch.bool), 0)
     mask = torch.rand(dense.shape, generator=generator) < 0.5 if budget is None else None
     plain, joint = (
         sparsegpt(dense.clone(), factor, budget or Budget(), blocksize=blocksize, mask=mask, grid=grid)
