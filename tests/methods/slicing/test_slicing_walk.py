@@ -231,7 +231,7 @@ def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path) -> None:
     for windows in (None, none):
         with pytest.raises(UserError, match="slicegpt needs calibration windows"):
             pruner.prune(source, windows, Target.parse("slice25%"), sink, Run())
-    with pytest.raises(UserError, match="slicegpt.orientation is 'up'; it must be one of pca, random"):
+    with pytest.raises(UserError, match=r"slicegpt\.orientation is 'up'; it must be one of pca, random"):
         get("slicegpt", {"orientation": "up"})
 
 
