@@ -138,11 +138,6 @@ def _bitmap_cuda(
     keep: int,
     group: int,
 ) -> Tensor:
-    library = _native.load("cuda")
-    if library.handle is not None and x.shape[0] <= CUDA_TOKENS:
-        parts = (bitmap, offsets, values, scales, columns, keep, group)
-        with torch.cuda.device(x.device):
-            return call_bitmap(library, x, parts, bias, isa="best", threads=0)
     # The tensor cores of a dense product outrun any walk over bits; the unpacked matrix goes at once.
     dense = twin.bitmap_unpack(bitmap, offsets, values, columns, keep, group)
     if scales is not None:
