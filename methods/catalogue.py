@@ -63,6 +63,8 @@ METHODS = (
                 bool, False, "follow the published code: every row loses its share rounded down"
             )
         },
+        workspace=0,
+        products=0,
     ),
     Method(
         name="ria",
@@ -74,6 +76,8 @@ METHODS = (
             "per_row": Parameter(bool, False, "compare within rows, not over the matrix"),
             "reference": _REFERENCE,
         },
+        workspace=0,
+        products=0,
     ),
     Method(
         name="alps",
@@ -88,6 +92,8 @@ METHODS = (
             "iterations": Parameter(int, 300, "of ADMM at most", minimum=1),
             "steps": Parameter(int, 10, "of conjugate gradients on the support found", minimum=0),
         },
+        workspace=14,
+        products=90,
     ),
 )
 
@@ -124,6 +130,30 @@ ALLOCATIONS = (
             ),
         },
         sources=("methods.allocate.shares", "methods.layerwise.wanda"),
+        passes=1,
+    ),
+    AllocationEntry(
+        name="levels",
+        summary="the least sum of relative layer errors, looked up in a database of every matrix at several sparsities",
+        paper="after Frantar and Alistarh, arXiv 2201.13096",
+        factory="methods.allocate.levels:Levels",
+        parameters={
+            "rule": Parameter(
+                str,
+                "sparsegpt",
+                "whose errors, on dense inputs, the database holds",
+                choices=("magnitude", "wanda", "ria", "sparsegpt", "alps"),
+            ),
+            "steps": Parameter(int, 10, "levels are multiples of 1/steps, and 95 %", minimum=2, maximum=100),
+        },
+        sources=(
+            "methods.allocate.shares",
+            "methods.allocate.database",
+            "methods.layerwise",
+            "methods.kernels",
+        ),
+        passes=1,
+        products=20,
     ),
 )
 
@@ -134,7 +164,12 @@ REFINEMENTS = (
         paper="Zhang et al., arXiv 2310.08915",
         factory="methods.refine.dsnot:DSnoT",
         parameters={
-            "cycles": Parameter(int, 50, "exchanges of a row at most", minimum=0),
+            "cycles": Parameter(
+                int,
+                50,
+                "exchanges of a row at most; 50 is for 4,096 columns, narrower ones want fewer",
+                minimum=0,
+            ),
             "threshold": Parameter(
                 float,
                 0.1,

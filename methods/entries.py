@@ -32,7 +32,9 @@ class Method:
 
     ``factory`` is ``module:attribute``, called with the parameters by name: a ``Rule`` for layer-wise
     methods, a ``Pruner`` for others (``layerwise`` False). ``calibrated``: results depend on calibration
-    text. ``sources``: modules beside the shared ones whose change changes results.
+    text. ``sources``: modules beside the shared ones whose change changes results. For the plan's estimates:
+    ``workspace`` is how many float32 matrices of columns x columns it holds at once (0: it gathers no Gram
+    matrix), ``products`` how many products of the weight with such a matrix its work amounts to.
     """
 
     name: str
@@ -45,11 +47,17 @@ class Method:
     sources: tuple[str, ...] = ()
     origin: str = "prune-bench"
     default_target: str = "50%"
+    workspace: int = 3
+    products: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class AllocationEntry:
-    """How a budget is spread over the matrices, spelled behind ``@``; ``factory`` makes an ``Allocation``."""
+    """How a budget is spread over the matrices, spelled behind ``@``; ``factory`` makes an ``Allocation``.
+
+    For the plan's estimates: ``passes`` through the dense model come first; with ``products`` above 0 they
+    gather every Gram matrix of a block at once, and work on them as a ``Method`` of so many products does.
+    """
 
     name: str
     summary: str
@@ -59,6 +67,8 @@ class AllocationEntry:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     origin: str = "prune-bench"
+    passes: int = 0
+    products: int = 0
 
 
 @dataclass(frozen=True, slots=True)

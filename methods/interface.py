@@ -299,7 +299,9 @@ class Run:
 
     ``hidden_budget``: bytes of hidden states kept in memory; what exceeds it lies on disk under ``work``.
     ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity``
-    is equal. ``layers``: the matrices that are pruned; a pruner sets it for its allocation.
+    is equal. ``shared``: folder of what the cells of a run share, such as sensitivities, or None to share
+    nothing; ``model`` names the checkpoint's revision or hash there. ``layers``: the matrices that are pruned; a
+    pruner sets it for its allocation.
     """
 
     seed: int = 0
@@ -309,6 +311,8 @@ class Run:
     hidden_budget: int = 2 << 30
     work: Path | None = None
     identity: str = ""
+    shared: Path | None = None
+    model: str = ""
     observer: Observer = field(default_factory=Silent)
     layers: Selection = EVERYTHING
 

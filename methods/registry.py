@@ -21,6 +21,7 @@ from methods.spelling import DENSE_METHOD, Spelling, parse
 
 if TYPE_CHECKING:
     from methods.interface import Pruner
+    from methods.layerwise.rule import Rule
 
 __all__ = [
     "ENTRY_POINTS",
@@ -37,6 +38,7 @@ __all__ = [
     "names",
     "parameters_of",
     "refinements",
+    "rule",
     "shorthands",
     "source_modules",
     "spelling",
@@ -201,6 +203,16 @@ def get(text: str, parameters: Mapping[str, Any], layers: str = "") -> Pruner:
         refine=tuple(other(table.refinements[name]) for name in parsed.refinements),
         layers=Selection.parse(layers),
     )
+
+
+def rule(name: str, parameters: Mapping[str, Any] | None = None) -> Rule:
+    """A layer-wise method's rule alone, other parameters at their defaults. Raises UserError for another method."""
+    entry = method(name)
+    if not entry.layerwise:
+        raise UserError(f"method '{name}' is not layer-wise; it prunes whole models only")
+    values = {key: value.default for key, value in entry.parameters.items()}
+    made: Rule = _make(entry, {**values, **(parameters or {})})
+    return made
 
 
 def source_modules(text: str) -> tuple[str, ...]:

@@ -203,10 +203,12 @@ def _methods(settings: Settings) -> list[_Method]:
             owner, _, name = key.rpartition(".")
             parameters[key] = given.get((owner or parts.rule, name), parameter.default)
         made = tuple(sorted(parameters.items()))
-        targets = settings.targets(registry.method(parts.rule).default_target)
+        entry = registry.method(parts.rule)
+        targets = settings.targets(entry.default_target)
+        layers = settings.layers if entry.layerwise else ""
         chosen.setdefault(
             (parts, made),
-            _Method(str(parts), targets, made, registry.get(str(parts), parameters, settings.layers)),
+            _Method(str(parts), targets, made, registry.get(str(parts), parameters, layers)),
         )
     return list(chosen.values())
 
@@ -244,8 +246,20 @@ def _config(model: str) -> tuple[Mapping[str, Any], ModelShape | None, str]:
 def _refusal(cell: Cell, method: _Method | None, shape: ModelShape) -> str | None:
     from bench.plan.texts import unreadable
 
-    reason = method.pruner.refuse(shape, Target.parse(cell.target)) if method is not None else None
+    reason = _unselectable(cell) if method is not None else None
+    if method is not None and reason is None:
+        reason = method.pruner.refuse(shape, Target.parse(cell.target))
     return reason or unreadable(cell, shape.positions)
+
+
+def _unselectable(cell: Cell) -> str | None:
+    """Why a method takes no selection of matrices, or None."""
+    from methods import registry
+
+    rule = registry.spelling(cell.method).rule
+    if not cell.layers or registry.method(rule).layerwise:
+        return None
+    return f"{rule} is not layer-wise and works on whole blocks; leave out --layers {cell.layers}"
 
 
 def _of_model(

@@ -237,8 +237,9 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
 
     itemsize = _ITEMSIZE[cell.dtype]
     columns = [width for width, _ in _hessian_columns(cell, config, shape)]
-    workspace = 3 * max(columns, default=0) ** 2
-    if cell.schedule == "blockwise":
+    work = _work(cell)
+    workspace = max(work.workspace, 3 if work.products_before else 0) * max(columns, default=0) ** 2
+    if work.products_before or (work.workspace and cell.schedule == "blockwise"):
         # All Hessians of a block are held at once.
         workspace += sum(width**2 for width in columns)
     table = shape.vocabulary * shape.embedding_width * itemsize
@@ -277,8 +278,29 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
     return spilt + (states if cell.dense else parameters(shape) * itemsize)
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a cell's method declares of its work: see ``methods.entries``."""
+
+    workspace: int = 0
+    products: int = 0
+    passes_before: int = 0
+    products_before: int = 0
+
+
+def _work(cell: Cell) -> _Work:
+    from methods import registry
+
+    if cell.dense or cell.calibration is None:
+        return _Work()
+    parts = registry.spelling(cell.method)
+    entry = registry.method(parts.rule)
+    allocation = registry.allocations()[parts.allocation or "uniform"]
+    return _Work(entry.workspace, entry.products, allocation.passes, allocation.products)
+
+
 def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
-    """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and sweeps (2 r d²)."""
+    """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and products such as sweeps (2 r d² each)."""
     from methods.families.sizes import flops_per_token
 
     tokens, length = _evaluation_tokens(cell, shape)
@@ -291,9 +313,12 @@ def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
     passes = 2 if cell.schedule == "blockwise" else 1
     head = 2 * shape.vocabulary * shape.embedding_width
     per_token = flops_per_token(shape, cell.calibration.length or shape.positions) - head
-    total += passes * (drawn + heldout) * per_token
-    for columns, rows in _hessian_columns(cell, config, shape):
-        total += shape.blocks * (2 * drawn * columns**2 + 3 * columns**3 + 2 * rows * columns**2)
+    work = _work(cell)
+    total += (passes * (drawn + heldout) + work.passes_before * drawn) * per_token
+    for products in (work.products, work.products_before):
+        for columns, rows in _hessian_columns(cell, config, shape) if products else ():
+            once = 2 * drawn * columns**2 + 3 * columns**3 + products * 2 * rows * columns**2
+            total += shape.blocks * once
     return total
 
 

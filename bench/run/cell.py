@@ -140,7 +140,14 @@ class CellRunner:
             return None
         work = self._work(keys)
         blocks = BlockFolder(work / "blocks")
-        run = phases.run_of(cell, work, f"{keys.cell}/{keys.environment}", self.observer)
+        run = phases.run_of(
+            cell,
+            work,
+            f"{keys.cell}/{keys.environment}",
+            self.observer,
+            shared=self.out,
+            model=subject.checkpoint.revision,
+        )
         if "prune" in wanted:
             with self._recording(cell, subject, keys, machine, "prune") as result:
                 result.append(phases.prune(cell, subject, run, blocks))

@@ -46,8 +46,10 @@ class Figures:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def run_of(cell: Cell, work: Path, identity: str, observer: Observer) -> Run:
-    """How the cell's pruner runs."""
+def run_of(
+    cell: Cell, work: Path, identity: str, observer: Observer, *, shared: Path | None = None, model: str = ""
+) -> Run:
+    """How the cell's pruner runs; ``shared`` is the folder of what cells of one model share, ``model`` its revision."""
     return Run(
         seed=cell.seed or 0,
         schedule=cell.schedule,
@@ -55,6 +57,8 @@ def run_of(cell: Cell, work: Path, identity: str, observer: Observer) -> Run:
         hidden_budget=cell.hidden_budget,
         work=work,
         identity=identity,
+        shared=shared,
+        model=model,
         observer=observer,
     )
 

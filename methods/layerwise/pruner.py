@@ -87,6 +87,7 @@ class LayerwisePruner:
         clock = Stopwatch(source.device)
         with clock("allocate"):
             budgets = self.allocation(source, calibration, target, run)
+        clock.seconds["allocate"] += getattr(budgets, "earlier", 0.0)
 
         def solve(
             index: int, matrix: Matrix, weight: Tensor, moments: Moments | None, stored: torch.dtype

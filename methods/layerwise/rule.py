@@ -17,6 +17,7 @@ from methods.target import Target
 __all__ = [
     "Allocation",
     "Budget",
+    "Budgets",
     "Moments",
     "Problem",
     "Refinement",
@@ -39,6 +40,16 @@ class Budget:
     def count(self, matrix: Matrix) -> int:
         """Weights removed from this matrix."""
         return matrix.size // self.group * (self.group - self.keep) if self.group else self.remove
+
+
+class Budgets(dict[tuple[int, str], Budget]):
+    """A budget for every (block, matrix name).
+
+    ``earlier``: seconds of an allocation's work that an earlier cell did for this one too; they count as this
+    method's all the same.
+    """
+
+    earlier: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

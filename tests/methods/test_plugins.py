@@ -62,6 +62,42 @@ def test_the_example_is_a_method_in_thirty_lines(install: Path, tmp_path: Path) 
         registry.get("scaled", {"powr": 2.0})
 
 
+def test_a_plugin_may_be_a_refinement(install: Path, tmp_path: Path) -> None:
+    code = """
+from dataclasses import dataclass
+from methods.layerwise.rule import Statistic
+from methods.registry import RefinementEntry
+
+@dataclass(frozen=True)
+class Mirrored:
+    name: str = "mirrored"
+    needs: Statistic = Statistic.NONE
+
+    def __call__(self, problem, mask):
+        return mask.flip(1)
+
+REFINEMENT = RefinementEntry("mirrored", "the other way round", "none", "my_pruning:Mirrored", calibrated=False)
+"""
+    _lay(install, code, "mirrored = my_pruning:REFINEMENT")
+    assert "mirrored" in registry.refinements() and "mirrored" not in registry.names()
+    _, source = tiny("llama")
+    tokens = torch.randint(0, 101, (6, 16), generator=torch.Generator().manual_seed(0))
+    pruner = registry.get("magnitude+mirrored", {})
+    report = pruner.prune(
+        source, Calibration(tokens[:0], tokens), Target.parse("50%"), BlockFolder(tmp_path / "out"), Run()
+    )
+    assert not pruner.needs_calibration
+    assert sum(m.removed for m in report.matrices) * 2 == sum(m.rows * m.columns for m in report.matrices)
+
+
+def test_a_rule_without_an_update_takes_no_refinement(install: Path) -> None:
+    _lay(install, _example(), "scaled = my_pruning:METHOD")
+    with pytest.raises(
+        UserError, match=r"method 'scaled' has no update for a fixed mask, so '\+dsnot' cannot"
+    ):
+        registry.get("scaled+dsnot", {})
+
+
 def test_a_broken_plugin_is_named(install: Path) -> None:
     _lay(install, "raise ImportError('no such thing')", "broken = my_pruning:METHOD")
     with pytest.raises(

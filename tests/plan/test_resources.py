@@ -45,6 +45,28 @@ def test_every_registered_model_has_an_estimate() -> None:
         assert need.disk_bytes > 0
 
 
+def test_what_a_method_declares_shows_in_its_estimate() -> None:
+    needs = {
+        name: estimate(last(methods=name), rate=1e12)
+        for name in (
+            "wanda",
+            "wanda@owl",
+            "sparsegpt",
+            "sparsegpt@owl",
+            "sparsegpt@levels",
+            "alps",
+            "wanda+dsnot",
+        )
+    }
+    wanda, sparsegpt, alps = needs["wanda"], needs["sparsegpt"], needs["alps"]
+    assert wanda.flops < sparsegpt.flops < alps.flops
+    assert wanda.memory_bytes < sparsegpt.memory_bytes < alps.memory_bytes
+    assert needs["wanda@owl"].flops > wanda.flops and needs["wanda@owl"].memory_bytes == wanda.memory_bytes
+    assert needs["sparsegpt@levels"].flops > needs["sparsegpt@owl"].flops > sparsegpt.flops
+    assert needs["sparsegpt@levels"].memory_bytes > sparsegpt.memory_bytes
+    assert needs["wanda+dsnot"] == wanda
+
+
 def test_a_pruned_model_takes_its_parameters_on_disk() -> None:
     parameters = next(entry.parameters for entry in entries() if entry.id == "opt-1.3b")
     assert estimate(last(dtype="float16")).disk_bytes == 2 * parameters
