@@ -115,7 +115,7 @@ def test_parameters_of_grids_belong_to_targets_with_bits() -> None:
     assert plain == plan(methods="sparsegpt").cells[-1]
     assert joint.target == "50%+4bit"
     assert dict(joint.parameters) == {**dict(plain.parameters), "grid": "mse", "groupsize": 32}
-    with pytest.raises(UserError, match="sparsegpt.grid is 'best'; it must be one of minmax, mse"):
+    with pytest.raises(UserError, match=r"sparsegpt\.grid is 'best'; it must be one of minmax, mse"):
         plan(methods="sparsegpt", bits="4", assignments=("sparsegpt.grid=best",))
 
 

@@ -147,8 +147,9 @@ def test_groups_of_nm_that_straddle_grids_are_refused() -> None:
     dense, inputs = layer(6)
     with pytest.raises(ValueError, match="grids of 6 columns cut groups of 4: pass a multiple of it"):
         sparsegpt(dense, _factor(inputs), Budget(keep=2, group=4), grid=GridMaker(4, 6))
-    from methods.families import shape_of
     from tiny_models import CONFIGS
+
+    from methods.families import shape_of
 
     shape = shape_of({"model_type": "opt", **CONFIGS["opt"]})
     pruner = layerwise(SparseGPT(groupsize=6))
@@ -186,10 +187,11 @@ def test_a_mask_from_elsewhere_is_quantised_by_the_update() -> None:
 
 
 def test_rules_that_do_not_quantise_say_so() -> None:
+    from tiny_models import CONFIGS
+
     from methods.families import shape_of
     from methods.layerwise.magnitude import Magnitude
     from methods.layerwise.rule import keep
-    from tiny_models import CONFIGS
 
     shape = shape_of({"model_type": "opt", **CONFIGS["opt"]})
     target = Target.parse("50%+4bit")
