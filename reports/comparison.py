@@ -314,7 +314,11 @@ def target_order(target: str) -> tuple[int, float, str]:
 
 
 def asked_sparsity(target: str) -> float | None:
-    """The share of weights that `50%` or `2:4` (N of every M kept) asks to remove; None for other targets."""
+    """The share of weights that `50%` or `2:4` (N of every M kept) asks to remove; None for other targets.
+
+    A grid that goes with it (`50%+4bit`) removes nothing.
+    """
+    target = re.sub(r"\+[0-9]{1,2}bit$", "", target)
     if match := re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)%", target):
         return float(match[1]) / 100
     match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", target)
@@ -353,11 +357,17 @@ def single_seed(rows: Iterable[Row]) -> bool:
     return any(len(row.seeds) == 1 for row in rows)
 
 
+def sparsity_of(row: Row) -> str:
+    """The metric that a row's target speaks of: with `--layers` it is a share of the matrices selected."""
+    selected = "sparsity_selected"
+    return selected if (SIZE_PHASE, selected) in row.figures else "sparsity"
+
+
 def missed_targets(group: Group) -> list[Row]:
     """Rows whose achieved sparsity is more than a tenth of a point off what the target asks for."""
     missed = []
     for row in group.rows:
-        achieved = row.figures.get((SIZE_PHASE, "sparsity"), Summary(None, None, 0)).mean
+        achieved = row.figures.get((SIZE_PHASE, sparsity_of(row)), Summary(None, None, 0)).mean
         asked = asked_sparsity(row.target)
         if achieved is not None and asked is not None and not abs(achieved - asked) <= 0.001:
             missed.append(row)

@@ -16,6 +16,7 @@ from reports.comparison import (
     Standing,
     missed_targets,
     single_seed,
+    sparsity_of,
     standings,
 )
 from reports.tables import change_of, figure_of, title_of
@@ -101,8 +102,8 @@ def _against(row: Row) -> str:
 
 def _notes(group: Group) -> list[str]:
     notes = [
-        f"{clean(row.name)} at {clean(row.target)} removed {figure_of(row, SIZE_PHASE, 'sparsity')} of the "
-        "prunable weights, not what the target asks for."
+        f"{clean(row.name)} at {clean(row.target)} removed {figure_of(row, SIZE_PHASE, sparsity_of(row))} of the "
+        f"{'prunable' if sparsity_of(row) == 'sparsity' else 'selected'} weights, not what the target asks for."
         for row in missed_targets(group)
     ]
     for row in group.rows:

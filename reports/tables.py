@@ -47,6 +47,10 @@ _SINGLE_NOTE: Final = (
 )
 _ADDED_NOTE: Final = "Added memory is the peak less what the process held before pruning began."
 _BYTES_NOTE: Final = "Bytes are the size with zeros stored dense."
+_PACKED_NOTE: Final = (
+    "Quantised sizes are those of the packed form, its scales and zero points included; "
+    "zeros take as many bits there as other weights."
+)
 _RATE_NOTE: Final = (
     "Evaluation's tokens per second is how fast the run scored text with zeros stored dense: "
     "no measure of what sparsity gains."
@@ -206,6 +210,8 @@ def other_table(group: Group) -> Table:
     notes = [_SINGLE_NOTE] if {"s", "token/s"} & set(shown.values()) or _memory(shown) else []
     if (QUALITY_PHASE, "tokens_per_second") in shown:
         notes.append(_RATE_NOTE)
+    if (SIZE_PHASE, "bytes_quantised") in shown:
+        notes.append(_PACKED_NOTE)
     return replace(table, notes=tuple(notes))
 
 

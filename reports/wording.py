@@ -10,7 +10,7 @@ from typing import Any, Final
 MISSING: Final = "–"
 LONGEST: Final = 240
 _PERCENT: Final = {
-    *("sparsity", "top1_flip_rate", "accuracy"),
+    *("sparsity", "sparsity_selected", "top1_flip_rate", "accuracy"),
     *("acc", "acc_norm", "acc_stderr", "acc_norm_stderr"),
 }
 """Shares, by the part of a metric's name before its task."""

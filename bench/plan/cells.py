@@ -209,7 +209,8 @@ def _methods(settings: Settings) -> list[_Method]:
         targets = settings.targets(entry.default_target, entry.targets)
         if not targets:
             raise UserError(_aimless(entry, settings))
-        pruner = registry.get(str(parts), parameters, settings.layers)
+        layers = settings.layers if entry.layerwise else ""
+        pruner = registry.get(str(parts), parameters, layers)
         chosen.setdefault((parts, made), _Method(str(parts), targets, made, pruner, entry.scheduled))
     _check_used(settings, list(chosen.values()))
     return list(chosen.values())
@@ -266,8 +267,20 @@ def _config(model: str) -> tuple[Mapping[str, Any], ModelShape | None, str]:
 def _refusal(cell: Cell, method: _Method | None, shape: ModelShape) -> str | None:
     from bench.plan.texts import unreadable
 
-    reason = method.pruner.refuse(shape, Target.parse(cell.target)) if method is not None else None
+    reason = _unselectable(cell) if method is not None else None
+    if method is not None and reason is None:
+        reason = method.pruner.refuse(shape, Target.parse(cell.target))
     return reason or unreadable(cell, shape.positions)
+
+
+def _unselectable(cell: Cell) -> str | None:
+    """Why a method takes no selection of matrices, or None."""
+    from methods import registry
+
+    rule = registry.spelling(cell.method).rule
+    if not cell.layers or registry.method(rule).layerwise:
+        return None
+    return f"{rule} is not layer-wise and works on whole blocks; leave out --layers {cell.layers}"
 
 
 def _of_model(

@@ -79,7 +79,7 @@ class _Frozen(BaseModel):
 
 
 class Metric(_Frozen):
-    """One measured figure with its unit: "1", "nat/token", "s", "byte", "token/s" or "FLOP/token"."""
+    """One measured figure with its unit: "1", "nat/token", "s", "bit", "byte", "token/s" or "FLOP/token"."""
 
     name: Text
     unit: Text

@@ -81,6 +81,7 @@ class Levels:
     name: str = "levels"
     needs_calibration: bool = True
     patterns: bool = False
+    selects: bool = True
 
     def refuse(self, shape: ModelShape, target: Target) -> str | None:
         """Why this target cannot be shared out, or None."""
@@ -93,11 +94,13 @@ class Levels:
     def __call__(
         self, source: BlockSource, calibration: Calibration | None, target: Target, run: Run
     ) -> Mapping[tuple[int, str], Budget]:
-        """One budget per (block, matrix name). Raises UserError, HessianError, NonFiniteError, MachineError."""
+        """One budget per selected (block, matrix name). Raises UserError, HessianError, NonFiniteError, MachineError."""
         if calibration is None or not len(calibration.tokens):
             raise UserError("@levels needs calibration windows; this run draws none")
         budgets = Budgets()
         database, budgets.earlier = self._database(source, calibration, run)
+        selected = {(index, matrix.name) for index, matrix in run.selected(source)}
+        kept = {key: errors for key, errors in database.errors.items() if key in selected}
         sizes = {matrix.name: matrix.size for matrix in source.family.matrices(source.shape)}
         levels = [Fraction(level) for level in database.key.levels]
         curves = [
@@ -108,18 +111,16 @@ class Levels:
                     for level, error in zip(levels, errors, strict=True)
                 ),
             ]
-            for (_, name), errors in database.errors.items()
+            for (_, name), errors in kept.items()
         ]
-        total = sum(round_half_up(target.amount * sizes[name]) for _, name in database.errors)
+        total = sum(round_half_up(target.amount * sizes[name]) for _, name in kept)
         most = sum(curve[-1][0] for curve in curves)
         removed = cheapest_counts(curves, min(total, most))
         for unit in range(
             total - min(total, most)
         ):  # rounding may leave 95 % of every matrix a few weights short
             removed[unit] += 1
-        budgets.update(
-            {key: Budget(remove=count) for key, count in zip(database.errors, removed, strict=True)}
-        )
+        budgets.update({key: Budget(remove=count) for key, count in zip(kept, removed, strict=True)})
         return budgets
 
     def _database(self, source: BlockSource, calibration: Calibration, run: Run) -> tuple[Database, float]:

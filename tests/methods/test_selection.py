@@ -134,7 +134,16 @@ def test_what_matches_is_not_refused() -> None:
         assert Selection.parse(text).refuse(_MATRICES, 6) is None
 
 
-_METHODS = ("magnitude", "magnitude@global", "wanda", "ria", "sparsegpt", "sparsegpt@owl", "wanda+dsnot")
+_METHODS = (
+    "magnitude",
+    "magnitude@global",
+    "wanda",
+    "ria",
+    "sparsegpt",
+    "sparsegpt@owl",
+    "magnitude@levels",
+    "wanda+dsnot",
+)
 
 
 def _calibration() -> Calibration:

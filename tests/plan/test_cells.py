@@ -93,6 +93,8 @@ def test_what_a_method_does_not_use_does_not_tell_its_cells_apart() -> None:
         {"threads": "2"},
         {"sparsity": "0.6"},
         {"assignments": ("sparsegpt.percdamp=0.1",)},
+        {"bits": "4"},
+        {"layers": "only=fc1"},
     ],
 )
 def test_whatever_can_change_a_figure_changes_the_cell(flags: dict[str, Any]) -> None:
@@ -111,6 +113,69 @@ def test_parameters_are_complete_typed_and_sorted() -> None:
         plan(methods="sparsegpt", assignments=("sparsegpt.percdamp=0.01",)).cells
         == plan(methods="sparsegpt").cells
     )
+
+
+def test_parameters_of_grids_belong_to_targets_with_bits() -> None:
+    sets = ("sparsegpt.grid=mse", "sparsegpt.groupsize=32")
+    plain, joint = plan(methods="sparsegpt", bits="none,4", assignments=sets).cells[1:]
+    assert plain == plan(methods="sparsegpt").cells[-1]
+    assert joint.target == "50%+4bit"
+    assert dict(joint.parameters) == {**dict(plain.parameters), "grid": "mse", "groupsize": 32}
+    with pytest.raises(UserError, match=r"sparsegpt\.grid is 'best'; it must be one of minmax, mse"):
+        plan(methods="sparsegpt", bits="4", assignments=("sparsegpt.grid=best",))
+
+
+def test_bits_are_refused_by_methods_that_do_not_quantise() -> None:
+    found = plan(methods="magnitude,sparsegpt,wanda", bits="none,4", sparsity="0,0.5")
+    assert [cell.name for cell in found.cells[1:]] == [
+        "nano-opt magnitude 50%",
+        *(f"nano-opt sparsegpt {target} seed 0" for target in ("0%+4bit", "50%", "50%+4bit")),
+        "nano-opt wanda 50% seed 0",
+    ]
+    assert {refusal.reason for refusal in found.refusals} == {
+        f"{rule} does not quantise; ask for {share} without +4bit"
+        for rule in ("magnitude", "wanda")
+        for share in ("0%", "50%")
+    }
+
+
+def test_layers_are_in_the_cell_and_refused_where_a_model_has_none_of_them() -> None:
+    found = plan(models="nano-*", methods="magnitude,sparsegpt", layers="only=fc1,blocks=0-1")
+    assert [cell.name for cell in found.cells if not cell.dense] == [
+        "nano-opt magnitude 50% blocks=0-1,only=fc1",
+        "nano-opt sparsegpt 50% blocks=0-1,only=fc1 seed 0",
+    ]
+    assert {cell.layers for cell in found.cells if cell.dense} == {""}
+    assert {refusal.cell.model for refusal in found.refusals} == {"nano-bloom", "nano-llama"}
+    assert all("only=fc1 matches no matrix of this model: it has" in r.reason for r in found.refusals)
+    with pytest.raises(UserError, match="which is no clause"):
+        plan(methods="magnitude", layers="fc1")
+
+
+def test_a_method_that_is_not_layerwise_takes_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from methods import catalogue, registry
+    from methods.entries import Method
+
+    whole = Method("whole", "", "", "methods.layerwise.pruner:layerwise", layerwise=False)
+    monkeypatch.setattr(catalogue, "METHODS", (*catalogue.METHODS, whole))
+    monkeypatch.setattr("methods.registry._make", lambda entry, parameters: _Whole())
+    registry._table.cache_clear()
+    try:
+        found = plan(methods="whole", layers="only=fc1")
+        with pytest.raises(UserError, match="'whole' is not layer-wise and works on whole blocks; leave out"):
+            registry.get("whole", {}, "only=fc1")
+    finally:
+        registry._table.cache_clear()
+    assert [refusal.reason for refusal in found.refusals] == [
+        "whole is not layer-wise and works on whole blocks; leave out --layers only=fc1"
+    ]
+
+
+class _Whole:
+    needs_calibration = False
+
+    def refuse(self, shape: Any, target: Any) -> None:
+        return None
 
 
 @pytest.mark.usefixtures("fake_methods")

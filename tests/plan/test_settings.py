@@ -150,6 +150,10 @@ def test_the_data_folder_comes_from_the_environment_last(
         ({"pattern": "unstructured,2:4"}, ["50%", "2:4"]),
         ({"sparsity": "0.5,0.6", "pattern": "unstructured,2:4"}, ["50%", "60%", "2:4"]),
         ({"sparsity": "0.7", "pattern": "4:8,unstructured"}, ["4:8", "70%"]),
+        ({"bits": "4"}, ["50%+4bit"]),
+        ({"bits": 3, "sparsity": "0"}, ["0%+3bit"]),
+        ({"bits": "none,8", "sparsity": "0.5,0"}, ["50%", "50%+8bit", "0%", "0%+8bit"]),
+        ({"bits": "2,2,none", "pattern": "2:4"}, ["2:4+2bit", "2:4"]),
     ],
 )
 def test_targets(flags: dict[str, Any], targets: list[str]) -> None:
@@ -199,6 +203,7 @@ def test_shares_that_are_none(flags: dict[str, Any], message: str) -> None:
 
 def test_a_method_may_bring_its_own_default_target() -> None:
     assert [str(target) for target in gather({}).targets("25%")] == ["25%"]
+    assert [str(target) for target in gather({"bits": "4"}).targets("25%")] == ["25%+4bit"]
     assert [str(target) for target in gather({"pattern": "unstructured"}).targets("25%")] == ["50%"]
 
 
@@ -237,6 +242,12 @@ def test_sparsity_beside_patterns_only_is_refused() -> None:
         ("set: 5", "method.parameter=value"),
         ("set: {sparsegpt: {percdamp: [1]}}", "give one word or number"),
         ("set: {sparsegpt.percdamp: null}", "give one word or number"),
+        ("bits: 5", "bits '5' are not a grid; use 2, 3, 4, 8, or none"),
+        ("bits: [4, four]", "bits 'four' are not a grid"),
+        ("bits: 4.0", "bits '4.0' are not a grid"),
+        ("layers: {only: mlp}", "write clauses such as blocks=0-3,only=mlp"),
+        ("layers: 3", "--layers is '3'; write clauses"),
+        ("layers: onyl=mlp", "did you mean 'only'"),
         ("device: tpu", "--device 'tpu' is unknown"),
         ("device: cpu:0", "--device"),
         ("dtype: float8", "--dtype 'float8' is unknown"),

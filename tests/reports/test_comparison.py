@@ -232,14 +232,18 @@ def test_rows_run_from_dense_by_target_and_quality() -> None:
         *(("sparsegpt", "2:4"), ("magnitude", "2:4")),
     ]
     asked = ["bytes-30%", "2:4", "70%", "odd", "slice25%", "params-5%", "4:8", "slice5%", "50%", "5:8"]
-    assert sorted(asked, key=target_order) == [
-        "50%", "70%", "5:8", "2:4", "4:8", "slice5%", "slice25%", "params-5%", "bytes-30%", "odd",
+    assert sorted([*asked, "50%+4bit", "0%+3bit"], key=target_order) == [
+        "0%+3bit", "50%", "50%+4bit", "70%", "5:8", "2:4", "4:8",
+        "slice5%", "slice25%", "params-5%", "bytes-30%", "odd",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("target", "share"),
-    [("50%", 0.5), ("2:4", 0.5), ("1:4", 0.75), ("0%", 0.0), ("slice25%", None), ("1:0", None), ("٣%", None)],
+    [
+        *(("50%", 0.5), ("2:4", 0.5), ("1:4", 0.75), ("0%", 0.0), ("50%+4bit", 0.5), ("2:4+8bit", 0.5)),
+        *(("slice25%", None), ("1:0", None), ("٣%", None), ("50%+bit", None)),
+    ],
 )
 def test_asked_sparsity(target: str, share: float | None) -> None:
     assert asked_sparsity(target) == share
@@ -299,6 +303,22 @@ def test_a_missed_budget_is_said() -> None:
         "removed 50.00 % of the prunable weights" in note for note in overview(compare(records))[0].notes
     )
     assert missed_targets(compare(cell("nano-opt", "magnitude", "2:4")).groups[0]) == []
+
+
+def test_with_layers_the_budget_is_that_of_the_selected_weights() -> None:
+    records = cell("nano-opt", "magnitude", "70%")
+    for share, missed in ((0.7, []), (0.6, ["70%"])):
+        changed = [
+            record.model_copy(
+                update={"metrics": (*record.metrics, Metric(name="sparsity_selected", unit="1", value=share))}
+            )
+            if record.phase == "prune"
+            else record
+            for record in records
+        ]
+        assert [row.target for row in missed_targets(compare(changed).groups[0])] == missed
+        notes = overview(compare(changed))[0].notes
+        assert any("removed 60.00 % of the selected weights" in note for note in notes) == bool(missed)
 
 
 def test_only_the_latest_of_a_subject_is_current() -> None:

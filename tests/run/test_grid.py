@@ -119,6 +119,44 @@ def test_a_grid_leaves_one_record_per_phase(tmp_path: Path, model: Path) -> None
     assert json.loads((tmp_path / "run.json").read_text())["state"] == "finished"
 
 
+def test_grids_and_selections_are_in_the_records(tmp_path: Path, model: Path) -> None:
+    layers = {"layers": "only=fc,except=fc2", "sparsity": "0.5,0"}
+    outcome = _run(tmp_path, model, methods="magnitude,sparsegpt", bits="none,4", **layers)
+    assert outcome == Outcome(done=5, refused=2)
+    records = _records(tmp_path)
+    assert records["magnitude", "50%+4bit", "prune"].reason == (
+        "magnitude does not quantise; ask for 50% without +4bit"
+    )
+    joint, alone, plain = (records["sparsegpt", t, "prune"] for t in ("50%+4bit", "0%+4bit", "50%"))
+    assert joint.parameters["layers"] == "only=fc,except=fc2" and joint.parameters["grid"] == "minmax"
+    assert "grid" not in plain.parameters and "layers" not in records["dense", "0%", "prune"].parameters
+    weights = plain.metric("weights_selected")
+    assert weights == 3 * 24 * 40  # fc1 of every block
+    assert (joint.metric("sparsity_selected"), alone.metric("sparsity_selected")) == (0.5, 0.0)
+    removed, prunable = joint.metric("weights_removed"), joint.metric("weights_prunable")
+    assert removed == weights / 2 and joint.metric("sparsity") == removed / prunable  # type: ignore[operator]
+    dense = records["dense", "0%", "prune"]
+    assert dense.metric("sparsity_selected") is None and plain.metric("bits_per_quantised_weight") is None
+    # 24 levels of 4 bits fill 3 words a row, 40 zero points 5; a scale of 4 bytes a row, a shape of 16
+    packed = 3 * (40 * 3 * 4 + 5 * 4 + 40 * 4 + 16)
+    for record in (joint, alone):
+        assert record.metric("weights_quantised") == weights
+        assert record.metric("bits_per_quantised_weight") == 8 * packed / weights
+        assert record.metric("bytes_quantised") == dense.metric("bytes") - 4 * weights + packed  # type: ignore[operator]
+        assert record.metric("parameters") == dense.metric("parameters")
+        assert record.metric("bytes") == dense.metric("bytes")
+    assert len({record.subject for record in Store(tmp_path).records()}) == len(Store(tmp_path).records())
+    assert records["sparsegpt", "0%+4bit", "perplexity"].metric("kl_to_dense") > 0  # type: ignore[operator]
+
+
+def test_another_selection_is_another_cell(tmp_path: Path, model: Path) -> None:
+    for layers in ("", "only=fc1", "first=1"):
+        assert _run(tmp_path, model, methods="magnitude", layers=layers).done == (1 if layers else 2)
+    found = [r for r in Store(tmp_path).records() if r.phase == "prune" and r.method == "magnitude"]
+    assert len({r.subject for r in found}) == 3
+    assert sorted(str(r.parameters.get("layers")) for r in found) == ["None", "first=1", "only=fc1"]
+
+
 def test_a_rerun_does_nothing_again(tmp_path: Path, model: Path) -> None:
     _run(tmp_path, model, methods="sparsegpt")
     before = Store(tmp_path).history()
