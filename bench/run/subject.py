@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bench.evaluate.zeroshot.tasks import data_digest
 from bench.models.load import Checkpoint, resolve, tokenizer
 from bench.plan.cells import PROMPT_TOKENS
@@ -20,6 +17,7 @@ from bench.run.sources import evaluation_sources, prune_sources
 from bench.text import sources as texts
 from methods import registry
 from methods.errors import PruneBenchError, UserError
+from methods.stream.text import text_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,9 +86,11 @@ class Subject:
             elsewhere = registry.outside(cell.method, dict(cell.parameters))
             drawn |= {f"outside/{name}": version for name, version in elsewhere.items()}
         if cell.calibration is not None and cell.seed is not None:
-            drawn["calibration"] = _hash(self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens)
+            drawn["calibration"] = text_hash(
+                self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens
+            )
         if cell.heldout is not None:
-            drawn["heldout"] = _hash(self.heldout(cell.heldout, cell.data_dir).tokens)
+            drawn["heldout"] = text_hash(self.heldout(cell.heldout, cell.data_dir).tokens)
         drawn |= {f"file {name}": _content(path) for name, path in _files(cell)}
         revision = self.checkpoint.revision
         subjects = {"prune": _subject(cell, revision, "")}
@@ -108,7 +108,7 @@ class Subject:
         if evaluation == "zeroshot":
             return data_digest(cell.tasks, cell.data_dir)
         windows = self.evaluation(cell.evaluation, cell.data_dir).tokens
-        return _hash(windows[:1, :PROMPT_TOKENS] if evaluation == "decode" else windows)
+        return text_hash(windows[:1, :PROMPT_TOKENS] if evaluation == "decode" else windows)
 
 
 class Subjects:
@@ -148,8 +148,6 @@ def keys_without_model(cell: Cell, environment: dict[str, Any]) -> Keys:
 
 def _files(cell: Cell) -> list[tuple[str, Path]]:
     """Parameters of the cell's method that name a file or folder, with what they name."""
-    from methods import registry
-
     declared = {} if cell.dense else registry.declared(cell.method)
     given = [
         (name, str(value)) for name, value in cell.parameters if name in declared and declared[name].file
@@ -184,8 +182,3 @@ def _subject(cell: Cell, revision: str, evaluation: str) -> str:
         hessian_dtype=cell.hessian_dtype,
         layers=cell.layers or None,
     )
-
-
-def _hash(tokens: NDArray[np.int64]) -> str:
-    shape = ",".join(map(str, tokens.shape)).encode()
-    return hashlib.sha256(shape + np.ascontiguousarray(tokens).tobytes()).hexdigest()[:16]

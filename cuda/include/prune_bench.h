@@ -200,11 +200,6 @@ PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_unpack(const prune_bench_bitma
 PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_validate(int32_t abi, const prune_bench_bitmap* weight,
                                                            int64_t* bad_row);
 
-/* CUDA, as the sweep above. Any number of tokens; meant for few. `*fault` (device memory, set to 0 by the caller)
- * becomes non-zero where bitmap, offsets and values disagree. */
-PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_bitmap_matmul(const prune_bench_bitmap_matmul_params* params,
-                                                          int32_t* fault, void* stream);
-
 /* Both. The project's version, the ABI number, and one line in English for a status. */
 PRUNE_BENCH_EXPORT const char* prune_bench_version(void);
 PRUNE_BENCH_EXPORT int32_t prune_bench_abi(void);

@@ -26,6 +26,7 @@ from methods.layerwise.rule import Budget, Problem, Rule, Statistic
 from methods.layerwise.select import round_half_up
 from methods.stream.dense import dense_moments
 from methods.stream.sink import write_json
+from methods.stream.text import text_hash
 
 __all__ = ["Database", "Key", "build", "key_of", "load", "path_of", "save"]
 
@@ -67,14 +68,12 @@ class Database:
 
 def key_of(source: BlockSource, tokens: Tensor, rule: Rule, levels: Sequence[Fraction], run: Run) -> Key:
     """The key of a database of these levels, by this rule, on these calibration tokens."""
-    text = hashlib.sha256(",".join(map(str, tokens.shape)).encode())
-    text.update(tokens.cpu().contiguous().numpy().tobytes())
     return Key(
         model=run.model,
         rule=rule.name,
         parameters=repr(rule),
         levels=tuple(map(str, levels)),
-        text=text.hexdigest()[:16],
+        text=text_hash(tokens.cpu().numpy()),
         seed=run.seed,
         dtype=str(source.dtype).removeprefix("torch."),
         hessian_dtype=str(run.hessian_dtype).removeprefix("torch."),

@@ -18,7 +18,8 @@ from methods.interface import BlockSource, Calibration, Matrix, ModelShape, Run
 from methods.layerwise.rule import Budget, Budgets
 from methods.layerwise.select import round_half_up
 from methods.sensitivity.estimate import ESTIMATORS, Sensitivity, estimate, probe_windows
-from methods.sensitivity.files import Key, Stored, find, load, save, text_hash
+from methods.sensitivity.files import Key, Stored, find, load, save
+from methods.stream.text import text_hash
 from methods.target import Target
 
 __all__ = ["Mixed"]
@@ -136,7 +137,7 @@ class Mixed:
             probes=self.probes,
             windows=windows,
             length=length,
-            text=text_hash(tokens),
+            text=text_hash(tokens.cpu().numpy()),
             seed=run.seed,
         )
         if self.file:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -13,9 +11,6 @@ from methods.kernels.formats import DTYPE_IDS, Bitmap, struct_of
 from methods.kernels.twins import bitmap as twin
 
 __all__ = ["bitmap_matmul", "dense_matmul"]
-
-CUDA_TOKENS = 16
-"""More than these on a GPU are multiplied by a matrix unpacked for the moment."""
 
 
 def bitmap_matmul(x: Tensor, weight: Bitmap, bias: Tensor | None = None) -> Tensor:
@@ -63,6 +58,17 @@ def _check_x(x: Tensor, columns: int, rows: int, bias: Tensor | None, device: to
             raise ValueError(f"{name} is on {tensor.device}, the weight on {device}: pass both on one device")
 
 
+def _check_dense(weight: Tensor, scales: Tensor | None) -> None:
+    if weight.dim() != 2 or weight.dtype not in DTYPE_IDS:
+        raise TypeError(
+            f"weight is {weight.dtype} {tuple(weight.shape)}: pass float32, bfloat16, float16 or int8 [rows, columns]"
+        )
+    if (scales is None) != (weight.dtype != torch.int8):
+        raise ValueError(f"weight is {weight.dtype}: scales go with int8, and with no other")
+    if scales is not None and (scales.dtype != torch.float32 or tuple(scales.shape) != (len(weight),)):
+        raise ValueError(f"scales are {scales.dtype} {tuple(scales.shape)}: pass float32 ({len(weight)},)")
+
+
 def _float_rows(x: Tensor) -> Tensor:
     """x as float32 with neighbouring columns side by side and rows that do not overlap."""
     wide = x.float()
@@ -87,7 +93,11 @@ def _bitmap_cpu(
 ) -> Tensor:
     library = _native.load("cpu")
     if library.handle is None:
-        return twin.bitmap_matmul(x, bitmap, offsets, values, scales, bias, columns, keep, group)
+        _check_x(x, columns, bitmap.shape[0], bias, bitmap.device)
+        plain = x.float().contiguous()  # torch's products round by strides
+        return twin.bitmap_matmul(plain, bitmap, offsets, values, scales, bias, columns, keep, group).to(
+            x.dtype
+        )
     parts = (bitmap, offsets, values, scales, columns, keep, group)
     return call_bitmap(library, x, parts, bias, isa="best", threads=torch.get_num_threads())
 
@@ -98,7 +108,7 @@ Parts = tuple[Tensor, Tensor | None, Tensor, Tensor | None, int, int, int]
 def call_bitmap(
     library: _native.Library, x: Tensor, parts: Parts, bias: Tensor | None, *, isa: str, threads: int
 ) -> Tensor:
-    """Hand a product to a native library; tensors stay referenced until it returns."""
+    """Hand a product to the native CPU library; tensors stay referenced until it returns."""
     weight = struct_of(*parts)
     rows, tokens = weight.rows, x.shape[0]
     _check_x(x, weight.columns, rows, bias, parts[0].device)
@@ -117,13 +127,7 @@ def call_bitmap(
         y_row_stride=rows,
     )
     what = f"bitmap_matmul of {rows} x {weight.columns} with {tokens} tokens"
-    if library.kind == "cpu":
-        library.expect(library.call("bitmap_matmul", params), what)
-    else:
-        fault = torch.zeros(1, dtype=torch.int32, device=x.device)
-        stream = torch.cuda.current_stream().cuda_stream if x.is_cuda else None
-        pointers = ctypes.c_void_p(fault.data_ptr()), ctypes.c_void_p(stream)
-        library.expect(library.call("bitmap_matmul", params, *pointers), what)
+    library.expect(library.call("bitmap_matmul", params), what)
     return y.to(x.dtype)
 
 
@@ -138,7 +142,8 @@ def _bitmap_cuda(
     keep: int,
     group: int,
 ) -> Tensor:
-    # The tensor cores of a dense product outrun any walk over bits; the unpacked matrix goes at once.
+    _check_x(x, columns, bitmap.shape[0], bias, bitmap.device)
+    # There is no kernel yet; the unpacked matrix goes at once.
     dense = twin.bitmap_unpack(bitmap, offsets, values, columns, keep, group)
     if scales is not None:
         dense = dense.float() * scales[:, None]
@@ -148,7 +153,10 @@ def _bitmap_cuda(
 def _dense_cpu(x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> Tensor:
     library = _native.load("cpu")
     if library.handle is None:
-        return twin.dense_matmul(x, weight, scales, bias)
+        _check_dense(weight, scales)
+        _check_x(x, weight.shape[1], weight.shape[0], bias, weight.device)
+        plain = x.float().contiguous()
+        return twin.dense_matmul(plain, weight.contiguous(), scales, bias).to(x.dtype)
     return call_dense(library, x, weight, scales, bias, isa="best", threads=torch.get_num_threads())
 
 
@@ -163,15 +171,8 @@ def call_dense(
     threads: int,
 ) -> Tensor:
     """Hand a dense product to the native CPU library."""
-    if weight.dim() != 2 or weight.dtype not in DTYPE_IDS:
-        raise TypeError(
-            f"weight is {weight.dtype} {tuple(weight.shape)}: pass float32, bfloat16, float16 or int8 [rows, columns]"
-        )
+    _check_dense(weight, scales)
     rows, columns = weight.shape
-    if (scales is None) != (weight.dtype != torch.int8):
-        raise ValueError(f"weight is {weight.dtype}: scales go with int8, and with no other")
-    if scales is not None and (scales.dtype != torch.float32 or tuple(scales.shape) != (rows,)):
-        raise ValueError(f"scales are {scales.dtype} {tuple(scales.shape)}: pass float32 ({rows},)")
     _check_x(x, columns, rows, bias, weight.device)
     apart = rows <= 1 or weight.stride(0) >= columns
     held = weight if apart and (columns <= 1 or weight.stride(1) == 1) else weight.contiguous()

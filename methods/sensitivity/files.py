@@ -6,7 +6,6 @@ A file is read as anybody's: its form, its numbers and its matrices are checked 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -14,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from torch import Tensor
-
 from methods.errors import UserError
 from methods.interface import BlockSource
 from methods.sensitivity.estimate import ESTIMATORS, Sensitivity
 from methods.stream.sink import write_json
 
-__all__ = ["Key", "Stored", "find", "load", "save", "text_hash"]
+__all__ = ["Key", "Stored", "find", "load", "save"]
 
 FORMAT = "prune-bench sensitivities"
 VERSION = 1
@@ -62,13 +59,6 @@ class Stored:
     sign: str
     seconds: float
     matrices: tuple[Sensitivity, ...]
-
-
-def text_hash(tokens: Tensor) -> str:
-    """Hash of int64 tokens, shape included."""
-    found = hashlib.sha256(",".join(map(str, tokens.shape)).encode())
-    found.update(tokens.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def save(path: Path, stored: Stored) -> None:

@@ -15,10 +15,11 @@ from tiny_models import MemorySource, tiny
 from methods.errors import UserError
 from methods.interface import Run
 from methods.sensitivity.estimate import ESTIMATORS, estimate
-from methods.sensitivity.files import Key, Stored, find, load, save, text_hash
+from methods.sensitivity.files import Key, Stored, find, load, save
+from methods.stream.text import text_hash
 
 TOKENS = torch.arange(64).view(2, 2, 16) % 101
-KEY = Key("rev-1", "float32", "fisher", 2, 2, 16, text_hash(TOKENS), 0)
+KEY = Key("rev-1", "float32", "fisher", 2, 2, 16, text_hash(TOKENS.numpy()), 0)
 
 
 @pytest.fixture(scope="module")
