@@ -63,6 +63,7 @@ def test_without_the_library_the_twin_gives_the_same_bits(tmp_path: Path) -> Non
 
 
 def test_an_absent_library_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRUNE_BENCH_NATIVE", raising=False)
     monkeypatch.setattr(_native, "_folders", lambda: [tmp_path])
     library = _native.load.__wrapped__("cpu")
     assert library.handle is None
