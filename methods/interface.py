@@ -384,7 +384,8 @@ class Silent:
 class Run:
     """How to run a pruner: everything that is neither the model nor the method.
 
-    ``hidden_budget``: bytes of hidden states kept in memory; what exceeds it lies on disk under ``work``.
+    ``batch_tokens``: tokens of a forward batch, whole windows. ``hidden_budget``: bytes of hidden states kept in
+    memory; what exceeds it lies on disk under ``work``.
     ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity``
     is equal. ``shared``: folder of what the cells of a run share, such as sensitivities, or None to share
     nothing; ``model`` names the checkpoint's revision or hash there. ``layers``: the matrices that are pruned; a pruner sets it
@@ -394,7 +395,7 @@ class Run:
     seed: int = 0
     schedule: str = "sequential"
     hessian_dtype: torch.dtype = torch.float32
-    batch_tokens: int = 8192
+    batch_tokens: int = 2048
     hidden_budget: int = 2 << 30
     work: Path | None = None
     identity: str = ""

@@ -101,7 +101,7 @@ def _native() -> dict[str, Any]:
 
 
 def _threads() -> dict[str, Any]:
-    from bench.plan.cells import available_threads
+    from bench.plan.machine import available_threads
 
     usable = available_threads()
     text = f"{usable} usable of {os.cpu_count()}; {_processor()}"

@@ -28,7 +28,9 @@ from methods.stream.stopwatch import Stopwatch
 
 __all__ = ["DenseStates", "Scores", "score"]
 
-_LOGIT_BYTES = 64 << 20  # float32 logits held at once
+_LOGIT_BYTES = (
+    24 << 20
+)  # float32 logits held at once: below the 32 MiB from which glibc maps, and faults in, every tensor anew
 
 
 @dataclass(frozen=True, slots=True)

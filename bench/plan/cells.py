@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.plan.grammar import DENSE_METHOD, Value, nearest, shown, typed
+from bench.plan.machine import available_threads
 from bench.plan.settings import Settings
 from methods.errors import CheckpointError, UserError
 from methods.target import DENSE, Target
@@ -25,7 +25,6 @@ __all__ = [
     "Cell",
     "Plan",
     "Refusal",
-    "available_threads",
     "config_of",
     "expand",
 ]
@@ -162,19 +161,6 @@ def expand(settings: Settings) -> Plan:
     if len(broken) == len(models):
         raise UserError(broken[0])
     return Plan(tuple(cells), tuple(refusals), settings)
-
-
-def available_threads() -> int:
-    """CPU cores this process may use: its affinity, or less where a cgroup grants less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123 - a kernel file
-            quota, period = file.read().split()[:2]
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):
-        pass
-    return cores
 
 
 def _models(settings: Settings) -> list[str]:

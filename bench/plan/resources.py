@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.plan.cells import Cell, Plan
+from bench.plan.machine import batch_tokens
 
 if TYPE_CHECKING:
     from methods.interface import ModelShape
@@ -40,9 +41,8 @@ _SLACK = 1.3
 _TOKENS = {"wikitext2": 300_000, "ptb": 110_000, "c4": 524_288, "kjv": 60_000}
 """Rough token counts of whole evaluation texts; for the time estimate only."""
 _HELDOUT_WINDOWS = 8
-_BATCH_TOKENS = 8192
-_LOGIT_BYTES = 3 * (64 << 20)
-"""Logits are made in pieces of 64 MiB; their softmax and the dense model's stand beside them."""
+_LOGIT_BYTES = 3 * (24 << 20)
+"""Logits are made in pieces of 24 MiB; their softmax and the dense model's stand beside them."""
 _TASK_ITEMS = 2000
 """Rough items of a zero-shot task, and tokens scored per item; for the time estimate only."""
 _ITEM_TOKENS = 300
@@ -259,7 +259,7 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
     sliced = _pruned(cell, shape).slices is not None
     table = shape.vocabulary * shape.embedding_width * itemsize
     evaluated = _evaluation_tokens(cell, shape)[0]
-    batch = min(_BATCH_TOKENS, max(evaluated, _calibration_tokens(cell, shape)[0]))
+    batch = min(batch_tokens(cell.device), max(evaluated, _calibration_tokens(cell, shape)[0]))
     activations = batch * (2 * shape.feedforward + 4 * shape.width) * itemsize
     states = 2 * evaluated * shape.width * itemsize
     parts = (

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.measure.memory import PeakMemory
+from bench.plan.machine import batch_tokens
 from bench.results.records import MatrixFigures, Metric
 from methods import registry
 from methods.families import sizes
@@ -55,6 +56,7 @@ def run_of(
         seed=cell.seed or 0,
         schedule=cell.schedule,
         hessian_dtype=getattr(torch, cell.hessian_dtype),
+        batch_tokens=batch_tokens(cell.device),
         hidden_budget=cell.hidden_budget,
         work=work,
         identity=identity,

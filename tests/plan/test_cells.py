@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench.plan.cells import Cell, Plan, Refusal, available_threads, expand
+from bench.plan.cells import Cell, Plan, Refusal, expand
+from bench.plan.machine import available_threads
 from bench.plan.settings import gather
 from methods.errors import UserError
 
