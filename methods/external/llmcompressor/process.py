@@ -80,7 +80,7 @@ def _follow(
     observer.phase("calibrate", matrices)
     while True:
         try:
-            line = lines.get(timeout=silence)
+            line = _next(lines, silence)
         except queue.Empty:
             return None
         if line is None:
@@ -90,6 +90,16 @@ def _follow(
         if "matrix" in said:
             done = min(done + 1, matrices)
             observer.step(done, str(said["matrix"])[:_SHOWN])
+
+
+def _next(lines: queue.SimpleQueue[bytes | None], silence: float) -> bytes | None:
+    """What the worker says next. Raises queue.Empty after ``silence`` seconds, waited in two halves.
+
+    A machine that slept wakes with the first half over: the second lets a worker that slept too speak first.
+    """
+    with contextlib.suppress(queue.Empty):
+        return lines.get(timeout=silence / 2)
+    return lines.get(timeout=silence / 2)
 
 
 def _message(line: bytes) -> dict[str, Any]:
