@@ -94,7 +94,7 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def native(session: nox.Session) -> None:
-    """Build and run the C++ test plainly and under the sanitizers; compile the CUDA library where nvcc is."""
+    """Run the C++ test plainly and under sanitizers; where nvcc is, compile the CUDA library and compare its figures."""
     session.install("-q", *PINS, "cmake", "ninja")
     for name, sanitizers in {"plain": "", "memory": "address,undefined", "thread": "thread"}.items():
         folder = f"build/native-{name}"
@@ -112,6 +112,7 @@ def native(session: nox.Session) -> None:
         return
     session.run("cmake", "-S", "cuda", "-B", "build/native-cuda", "-G", "Ninja", "-DPRUNE_BENCH_CUDA=ON")
     session.run("cmake", "--build", "build/native-cuda")
+    session.run("python", "cuda/ptxas.py")
 
 
 @nox.session

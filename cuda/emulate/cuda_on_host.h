@@ -92,14 +92,46 @@ template <typename T>
 T __shfl_sync(unsigned, T value, int source) {
   return emulate::shuffle(value, source);
 }
+template <typename T>
+T __shfl_up_sync(unsigned, T value, unsigned step) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int from = lane - static_cast<int>(step);
+  return emulate::shuffle(value, from >= 0 ? from : lane);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int bits) {
+  return emulate::shuffle(value, static_cast<int>(threadIdx.x % 32) ^ bits);
+}
+inline int __any_sync(unsigned, int predicate) {
+  int any = 0;
+  for (int lane = 0; lane < 32; ++lane) any |= emulate::shuffle(predicate, lane);
+  return any != 0;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
 
 // Rounded one by one: the build passes -ffp-contract=off.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __int_as_float(int32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+struct __half {
+  uint16_t bits;
+};
+inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
+inline float __half2float(__half half) {
+  const float sign = (half.bits & 0x8000u) != 0 ? -1.0f : 1.0f;
+  const int exponent = half.bits >> 10 & 31;
+  const int fraction = half.bits & 1023;
+  if (exponent == 31) return fraction != 0 ? NAN : sign * INFINITY;
+  if (exponent == 0) return sign * std::ldexp(static_cast<float>(fraction), -24);
+  return sign * std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
 }

@@ -1,7 +1,10 @@
 // The CUDA library's C interface over the emulation, so that tests call the very kernel on host memory.
-#include "check.h"
+// clang-format off: the kernels below are written in the language that the first header gives
 #include "cuda_on_host.h"
+#include "bitmap_matmul_kernel.h"
+#include "check.h"
 #include "obs_sweep_kernel.h"
+// clang-format on
 
 extern "C" int32_t prune_bench_cuda_obs_sweep(const prune_bench_obs_sweep_params* params, void*) {
   namespace gpu = prune_bench::gpu;
@@ -29,6 +32,44 @@ extern "C" int32_t prune_bench_cuda_obs_sweep(const prune_bench_obs_sweep_params
       break;
     default:
       emulate::launch(blocks, threads, shared, [&] { gpu::obs_sweep_kernel<4>(p); });
+  }
+  return PRUNE_BENCH_OK;
+}
+
+namespace {
+
+template <typename Value>
+void multiply(const prune_bench_bitmap_matmul_params& p) {
+  namespace gpu = prune_bench::gpu;
+  const unsigned threads = 64;
+  const unsigned blocks = p.weight.rows > 2 ? 2 : 1;
+  if (p.tokens == 1) {
+    emulate::launch(blocks, threads, 0, [&] { gpu::bitmap_matmul_kernel<Value, 1>(p); });
+  } else if (p.tokens <= 4) {
+    emulate::launch(blocks, threads, 0, [&] { gpu::bitmap_matmul_kernel<Value, 4>(p); });
+  } else {
+    emulate::launch(blocks, threads, 0, [&] { gpu::bitmap_matmul_kernel<Value, gpu::kMostTokens>(p); });
+  }
+}
+
+}  // namespace
+
+extern "C" int32_t prune_bench_cuda_bitmap_matmul(const prune_bench_bitmap_matmul_params* params, void*) {
+  namespace gpu = prune_bench::gpu;
+  if (const int32_t status = prune_bench::check(params); status != PRUNE_BENCH_OK) return status;
+  if (params->tokens == 0 || params->weight.rows == 0) return PRUNE_BENCH_OK;
+  switch (params->weight.dtype) {
+    case PRUNE_BENCH_FLOAT32:
+      multiply<gpu::Float32>(*params);
+      break;
+    case PRUNE_BENCH_BFLOAT16:
+      multiply<gpu::BFloat16>(*params);
+      break;
+    case PRUNE_BENCH_FLOAT16:
+      multiply<gpu::Float16>(*params);
+      break;
+    default:
+      multiply<gpu::Int8>(*params);
   }
   return PRUNE_BENCH_OK;
 }

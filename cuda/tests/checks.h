@@ -14,4 +14,5 @@ inline void expect(bool good, const std::string& what) {
   std::fprintf(stderr, "FAILED: %s\n", what.c_str());
 }
 
-void products();  // test_products.cpp
+void products();      // test_products.cpp
+void gpu_products();  // test_gpu_products.cpp

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,10 @@ from methods.kernels._structs import BitmapMatmulParams, DenseMatmulParams
 from methods.kernels.formats import DTYPE_IDS, Bitmap, struct_of
 from methods.kernels.twins import bitmap as twin
 
-__all__ = ["bitmap_matmul", "dense_matmul"]
+__all__ = ["CUDA_TOKENS", "bitmap_matmul", "dense_matmul"]
+
+CUDA_TOKENS = 16
+"""Tokens up to which the CUDA kernel beats unpacking: it has a sum for each in registers."""
 
 
 def bitmap_matmul(x: Tensor, weight: Bitmap, bias: Tensor | None = None) -> Tensor:
@@ -108,7 +113,7 @@ Parts = tuple[Tensor, Tensor | None, Tensor, Tensor | None, int, int, int]
 def call_bitmap(
     library: _native.Library, x: Tensor, parts: Parts, bias: Tensor | None, *, isa: str, threads: int
 ) -> Tensor:
-    """Hand a product to the native CPU library; tensors stay referenced until it returns."""
+    """Hand a product to a native library; tensors stay referenced until it returns, or the stream keeps them."""
     weight = struct_of(*parts)
     rows, tokens = weight.rows, x.shape[0]
     _check_x(x, weight.columns, rows, bias, parts[0].device)
@@ -127,8 +132,14 @@ def call_bitmap(
         y_row_stride=rows,
     )
     what = f"bitmap_matmul of {rows} x {weight.columns} with {tokens} tokens"
-    library.expect(library.call("bitmap_matmul", params), what)
+    stream = (ctypes.c_void_p(_stream(x)),) if library.kind == "cuda" else ()
+    library.expect(library.call("bitmap_matmul", params, *stream), what)
     return y.to(x.dtype)
+
+
+def _stream(x: Tensor) -> int | None:
+    """The stream that torch would use, where ``x`` is on a GPU."""
+    return int(torch.cuda.current_stream(x.device).cuda_stream) if x.is_cuda else None
 
 
 def _bitmap_cuda(
@@ -142,8 +153,13 @@ def _bitmap_cuda(
     keep: int,
     group: int,
 ) -> Tensor:
+    library = _native.load("cuda")
+    if library.handle is not None and x.shape[0] <= CUDA_TOKENS:
+        parts = (bitmap, offsets, values, scales, columns, keep, group)
+        with torch.cuda.device(x.device):
+            return call_bitmap(library, x, parts, bias, isa="best", threads=0)
     _check_x(x, columns, bitmap.shape[0], bias, bitmap.device)
-    # There is no kernel yet; the unpacked matrix goes at once.
+    # Many tokens are for a matrix unit: the matrix is unpacked, and gone again at once.
     dense = twin.bitmap_unpack(bitmap, offsets, values, columns, keep, group)
     if scales is not None:
         dense = dense.float() * scales[:, None]
