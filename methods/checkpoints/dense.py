@@ -149,4 +149,3 @@ def _flush(
     places.update(dict.fromkeys(shard, name))
     shard.clear()
     return number + 1
-

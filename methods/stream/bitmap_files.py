@@ -91,7 +91,7 @@ class BitmapFiles(TensorFiles):
         self.headers: dict[str, Place] = {}
         """Every tensor as a model sees it."""
         self._matrices: dict[str, tuple[int, int]] = {}
-        for path in sorted({*self.places.values()} | {*self._open}):
+        for path in sorted(self._open):
             self._take(path)
         self._pair()
         self.places = {name: folder / place.file for name, place in self.headers.items()}
@@ -131,7 +131,9 @@ class BitmapFiles(TensorFiles):
             self.headers[name] = Place(values.file, values.dtype, (rows, columns))
         stray = next((name for name in self.headers if name.endswith((_BITMAP, _VALUES))), None)
         if stray is not None:
-            raise CheckpointError(f"{self.folder}: {stray!r:.90} belongs to no matrix that the metadata names")
+            raise CheckpointError(
+                f"{self.folder}: {stray!r:.90} belongs to no matrix that the metadata names"
+            )
 
     def get(self, name: str) -> Tensor:
         """The tensor, a matrix [rows, columns] dense again, bit for bit. Raises CheckpointError."""

@@ -77,9 +77,7 @@ class TensorFiles:
         try:
             tensor: Tensor = self._handle(path).get_tensor(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path}: '{name}' cannot be read ({str(error).splitlines()[0]})"
-            ) from None
+            raise CheckpointError(f"{path}: '{name}' cannot be read ({str(error).splitlines()[0]})") from None
         return tensor
 
 
