@@ -73,7 +73,8 @@ def shard_names(index: Path, suffix: str = ".safetensors") -> dict[str, str]:
 def weight_files(directory: Path) -> tuple[str, ...]:
     """Names of the safetensors files that make up the model, as transformers would choose them.
 
-    A folder without any may hold its matrices as bitmaps (see ``methods.stream.bitmap_files``). Raises CheckpointError where there are none; where only pickled weights are, it says how to convert them.
+    A folder without any may hold its matrices as bitmaps (see ``methods.stream.bitmap_files``). Raises
+    CheckpointError where there are none; where only pickled weights are, it says how to convert them.
     """
     found = _model_files(directory, SINGLE, INDEX)
     if not found:
