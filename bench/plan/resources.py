@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -338,7 +338,20 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
 
 def _saved_bytes(cell: Cell, shape: ModelShape, asked: tuple[str, ...]) -> int:
     forms = [form for form in saving.forms_of(cell, asked) if saving.refused(cell, form) is None]
-    return sum(saving.saved_bytes(cell, _pruned(cell, shape), form) for form in forms)
+    if not forms:
+        return 0
+    pruned = replace(_pruned(cell, shape), itemsize=_stored_itemsize(cell.model, shape))
+    return sum(saving.saved_bytes(cell, pruned, form) for form in forms)
+
+
+def _stored_itemsize(model: str, shape: ModelShape) -> int:
+    """Bytes of a weight on disk: as the config says, or as a download of two bytes a parameter shows."""
+    from bench.models import registry
+
+    if registry.is_path(model):
+        return shape.itemsize
+    entry = registry.get(model)
+    return 2 if 1.9 < entry.download_bytes / entry.parameters < 2.1 else shape.itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ __all__ = ["stored"]
 
 
 def stored(cells: Iterable[Cell], out: Path, saved: tuple[str, ...] = ()) -> frozenset[Cell]:
-    """Cells all done in ``out``, kept in the forms ``saved`` too, by model, method, target, seed, dtype, protocols and parameters.
+    """Cells all done in ``out`` and kept in the forms ``saved``, by model, method, target, seed, dtype, protocols, parameters.
 
     No weights or texts are read, so this foretells what a run will skip, but for changed files and code,
     which the run itself compares. Raises StoreError where the store cannot be read.

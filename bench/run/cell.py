@@ -291,4 +291,3 @@ class CellRunner:
             if accuracies:
                 shown.append(f"mean accuracy {fmean(value for value in accuracies if value is not None):.4g}")
         return ", ".join(sorted(shown))
-

@@ -66,7 +66,8 @@ def execute(
     return Outcome(**counts, interrupted=state == "interrupted")
 
 
-def _run(runner: CellRunner, live: LiveObserver, index: int, cell: Cell, *, force: bool, save: tuple[str, ...]
+def _run(
+    runner: CellRunner, live: LiveObserver, index: int, cell: Cell, *, force: bool, save: tuple[str, ...]
 ) -> str:
     import torch
 

@@ -24,6 +24,7 @@ from methods.stream.tensor_files import TensorFiles
 __all__ = ["FORMAT", "VERSION", "BitmapFiles", "Place", "has_bitmaps", "metadata", "tensor_files", "to_parts"]
 
 FORMAT = "prune-bench bitmap"
+"""The one key of a file's metadata, whose order safetensors leaves to chance; its value is JSON."""
 VERSION = 1
 """Version written today, and the newest that is read. History: 1, the first format."""
 
@@ -62,7 +63,7 @@ def metadata(names: Iterable[str], sizes: Mapping[str, tuple[int, int]]) -> dict
         for name in names
         if name.endswith(_BITMAP)
     }
-    return {"format": FORMAT, "version": str(VERSION), "matrices": json.dumps(matrices)}
+    return {FORMAT: json.dumps({"version": VERSION, "matrices": matrices})}
 
 
 def has_bitmaps(folder: Path) -> bool:
@@ -180,22 +181,20 @@ def _row_bytes(columns: int) -> int:
 
 def _claimed(path: Path, found: Mapping[str, str]) -> dict[str, tuple[int, int]]:
     """Sizes of the matrices that a file's metadata names. Raises CheckpointError for what is no such metadata."""
-    if found.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: its metadata say format {found.get('format')!r:.40}, not '{FORMAT}'; it is no bitmap checkpoint"
-        )
-    version = found.get("version", "")
-    if not version.isascii() or not version.isdigit() or not 1 <= int(version[:9]) <= VERSION:
+    text = found.get(FORMAT)
+    if text is None:
+        raise CheckpointError(f"{path}: its metadata have no '{FORMAT}'; it is no bitmap checkpoint")
+    try:
+        said: Any = json.loads(text) if len(text) <= _METADATA_LIMIT else None
+    except (ValueError, RecursionError):
+        said = None
+    version, claims = (said.get("version"), said.get("matrices")) if isinstance(said, dict) else (None, None)
+    if type(version) is int and version > VERSION:
         raise CheckpointError(
             f"{path}: bitmap format of version {version!r:.20}, this program reads up to {VERSION}; upgrade prune-bench"
         )
-    text = found.get("matrices", "")
-    try:
-        claims: Any = json.loads(text) if len(text) <= _METADATA_LIMIT else None
-    except (ValueError, RecursionError):
-        claims = None
-    if not isinstance(claims, dict):
-        raise CheckpointError(f"{path}: its metadata hold no sizes of matrices; save it again")
+    if type(version) is not int or version < 1 or not isinstance(claims, dict):
+        raise CheckpointError(f"{path}: its metadata give no version and sizes of matrices; save it again")
     for name, size in claims.items():
         whole = isinstance(size, list) and len(size) == 2 and all(type(part) is int for part in size)
         if not whole or not all(0 < part < 1 << 40 for part in size):

@@ -164,10 +164,10 @@ def test_shards_our_loader_and_plain_users(tmp_path: Path, family: str) -> None:
     assert len(files) > 2 and files[0].name == f"bitmap-00001-of-{len(files):05d}.safetensors"
     for file in files:
         with safe_open(file, "pt") as handle:
-            said = handle.metadata()
+            ((said, text),) = handle.metadata().items()
             names = {name.removesuffix("|bitmap") for name in handle.keys() if name.endswith("|bitmap")}  # noqa: SIM118
-        assert (said["format"], said["version"]) == ("prune-bench bitmap", "1")
-        assert set(json.loads(said["matrices"])) == names
+        assert said == "prune-bench bitmap" and json.loads(text)["version"] == 1
+        assert set(json.loads(text)["matrices"]) == names
     checkpoint = load.resolve(f"path:{folder}")
     assert checkpoint.shape == source.shape
     assert set(checkpoint.weight_files) == {file.name for file in files}
@@ -219,9 +219,9 @@ def test_a_sliced_model_has_no_bitmap_form(tmp_path: Path) -> None:
     assert not (tmp_path / "bitmaps").exists() and not list(tmp_path.glob(".*partial"))
 
 
-def _save(path: Path, tensors: dict[str, Tensor], claimed: object, **said: str) -> None:
-    claims = {"format": "prune-bench bitmap", "version": "1", "matrices": json.dumps(claimed), **said}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, claims)
+def _save(path: Path, tensors: dict[str, Tensor], matrices: object, said: str | None = None) -> None:
+    text = json.dumps({"version": 1, "matrices": matrices}) if said is None else said
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path, {"prune-bench bitmap": text})
 
 
 _WEIGHT = torch.arange(60.0).view(5, 12) * (torch.arange(60).view(5, 12) % 3 == 0)
@@ -241,58 +241,71 @@ def _beyond(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "matrices", "said", "message"),
     [
-        (None, {"w": [5, 12]}, {"format": "pt"}, "its metadata say format 'pt', not 'prune-bench bitmap'"),
-        (None, {"w": [5, 12]}, {"version": "2"}, "version '2', this program reads up to 1; upgrade"),
-        (None, {"w": [5, 12]}, {"version": "-1"}, "version '-1'"),
-        (None, {"w": [5, 12]}, {"version": "²"}, "version '²'"),
-        (None, {"w": [5, 12]}, {"matrices": "{"}, "hold no sizes of matrices"),
-        (None, {"w": [5, 12]}, {"matrices": "[" * 100_000}, "hold no sizes of matrices"),
-        (None, ["w"], {}, "hold no sizes of matrices"),
-        (None, {"w": [5, 12.0]}, {}, r"the size \[5, 12.0\]; \[rows, columns\]"),
-        (None, {"w": [5, True]}, {}, r"the size \[5, True\]"),
-        (None, {"w": [5, -12]}, {}, r"the size \[5, -12\]"),
-        (None, {"w": [0, 12]}, {}, r"the size \[0, 12\]"),
-        (None, {"w": [1 << 50, 12]}, {}, "the size"),
-        (None, {"w": [5, 1 << 39]}, {}, r"its bitmap is U8 \[5, 2\]; 5 x 549755813888 take"),
-        (None, {"w": [1 << 39, 12]}, {}, r"its bitmap is U8 \[5, 2\]; 549755813888 x 12 take"),
-        (None, {"w": [5, 17]}, {}, r"its bitmap is U8 \[5, 2\]; 5 x 17 take U8 \[5, 3\]"),
-        (None, {}, {}, "'w|.*' belongs to no matrix that the metadata names"),
-        (None, {"w": [5, 12], "v": [5, 12]}, {}, "'v' lacks its bitmap"),
-        (lambda t: t.pop("w|values"), {"w": [5, 12]}, {}, "'w' lacks its values"),
-        (lambda t: t.update(w=_WEIGHT), {"w": [5, 12]}, {}, "'w' is stored twice, whole and as a bitmap"),
+        (None, None, '{"version": 2, "matrices": {}}', "version 2, this program reads up to 1; upgrade"),
+        (None, None, '{"version": true, "matrices": {}}', "no version and sizes of matrices"),
+        (None, None, '{"version": -1, "matrices": {}}', "no version and sizes of matrices"),
+        (None, None, '{"version": "1", "matrices": {}}', "no version and sizes of matrices"),
+        (None, None, '{"version": 1}', "no version and sizes of matrices"),
+        (None, None, "{", "no version and sizes of matrices"),
+        (None, None, "[]", "no version and sizes of matrices"),
+        (None, None, "[" * 100_000, "no version and sizes of matrices"),
+        (None, ["w"], None, "no version and sizes of matrices"),
+        (None, {"w": [5, 12.0]}, None, r"the size \[5, 12.0\]; \[rows, columns\]"),
+        (None, {"w": [5, True]}, None, r"the size \[5, True\]"),
+        (None, {"w": [5, -12]}, None, r"the size \[5, -12\]"),
+        (None, {"w": [0, 12]}, None, r"the size \[0, 12\]"),
+        (None, {"w": [1 << 50, 12]}, None, "the size"),
+        (None, {"w": [5, 1 << 39]}, None, r"its bitmap is U8 \[5, 2\]; 5 x 549755813888 take"),
+        (None, {"w": [1 << 39, 12]}, None, r"its bitmap is U8 \[5, 2\]; 549755813888 x 12 take"),
+        (None, {"w": [5, 17]}, None, r"its bitmap is U8 \[5, 2\]; 5 x 17 take U8 \[5, 3\]"),
+        (None, {}, None, "'w|.*' belongs to no matrix that the metadata names"),
+        (None, {"w": [5, 12], "v": [5, 12]}, None, "'v' lacks its bitmap"),
+        (lambda t: t.pop("w|values"), {"w": [5, 12]}, None, "'w' lacks its values"),
+        (lambda t: t.update(w=_WEIGHT), {"w": [5, 12]}, None, "'w' is stored twice, whole and as a bitmap"),
         (
             lambda t: t.update({"w|values": t["w|values"].double()}),
             {"w": [5, 12]},
-            {},
+            None,
             r"its values are F64 \[19\]",
         ),
         (
             lambda t: t.update({"w|values": t["w|values"][None]}),
             {"w": [5, 12]},
-            {},
+            None,
             r"its values are F32 \[1, 19\]",
         ),
-        (lambda t: t.update({"w|values": torch.ones(61)}), {"w": [5, 12]}, {}, r"its values are F32 \[61\]"),
+        (
+            lambda t: t.update({"w|values": torch.ones(61)}),
+            {"w": [5, 12]},
+            None,
+            r"its values are F32 \[61\]",
+        ),
         (
             lambda t: t.update({"w|bitmap": t["w|bitmap"].to(torch.int8)}),
             {"w": [5, 12]},
-            {},
+            None,
             r"its bitmap is I8 \[5, 2\]",
         ),
     ],
 )
 def test_files_that_contradict_themselves_are_not_opened(
-    tmp_path: Path, change: _Change | None, matrices: object, said: dict[str, str], message: str
+    tmp_path: Path, change: _Change | None, matrices: object, said: str | None, message: str
 ) -> None:
     parts = to_parts(_WEIGHT)
     assert parts is not None
     tensors = {f"w{end}": part.clone() for end, part in parts.items()}
     if change is not None:
         change(tensors)
-    _save(tmp_path / "bitmap.safetensors", tensors, matrices, **said)
+    _save(tmp_path / "bitmap.safetensors", tensors, matrices, said)
     with pytest.raises(CheckpointError, match=message) as caught:
         BitmapFiles(tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_plain_file_under_the_name_of_bitmaps_is_none(tmp_path: Path) -> None:
+    save_file({"w": _WEIGHT}, tmp_path / "bitmap.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="its metadata have no 'prune-bench bitmap'"):
+        BitmapFiles(tmp_path)
 
 
 @pytest.mark.parametrize(
