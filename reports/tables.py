@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.results.records import Record
 from bench.results.rows import COLUMNS, tidy
-from reports.comparison import DENSE, QUALITY_PHASE, SAVE_PHASE, SIZE_PHASE, Comparison, Group, Row, compare, standings
+from reports.comparison import (
+    DENSE,
+    QUALITY_PHASE,
+    SAVE_PHASE,
+    SIZE_PHASE,
+    Comparison,
+    Group,
+    Row,
+    compare,
+    standings,
+)
 from reports.load import current
 from reports.statistics import Summary
 from reports.wording import MISSING, clean, figure, metric_title, percent_change, spread
@@ -60,9 +70,7 @@ _SINGLE_NOTE: Final = (
 )
 _ADDED_NOTE: Final = "Added memory is the peak less what the process held before pruning began."
 _BYTES_NOTE: Final = "Bytes are the size with zeros stored dense."
-_DISK_NOTE: Final = (
-    "On disk is what a saved model's weight files take, headers and all; bounds are the same form reckoned from counts."
-)
+_DISK_NOTE: Final = "On disk is what a saved model's weight files take, headers and all; bounds are the same form reckoned from counts."
 _PACKED_NOTE: Final = (
     "Quantised sizes are those of the packed form, its scales and zero points included; "
     "zeros take as many bits there as other weights."

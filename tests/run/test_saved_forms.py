@@ -49,7 +49,6 @@ def _given(model: str, **flags: Any) -> dict[str, Any]:
         "models": model,
         "protocol": "nano",
         "samples": "4",
-       
         "windows": "3",
         "threads": "1",
         **flags,
