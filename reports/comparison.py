@@ -16,6 +16,7 @@ from reports.wording import clean
 
 DENSE: Final = "dense"
 SIZE_PHASE: Final = "prune"
+SAVE_PHASE: Final = "save"
 QUALITY_PHASE: Final = "perplexity"
 BROKEN: Final = 10.0
 """A perplexity beyond this many times the dense one is called broken rather than worse."""
@@ -132,18 +133,22 @@ def compare(records: Sequence[Record]) -> Comparison:
     """Arrange current records (see `reports.load.current`); only seeds of equal cells are averaged."""
     done = [record for record in records if record.status == "done"]
     prunes = {record.cell: record for record in done if record.phase == SIZE_PHASE}
+    saves: dict[str, Parts] = {}
+    for record in done:
+        if record.phase == SAVE_PHASE:
+            saves[record.cell] = (*saves.get(record.cell, ()), record)
     groups: Slots = {}
     evaluated: set[str] = set()
     for record in done:
-        if record.phase == SIZE_PHASE:
+        if record.phase in (SIZE_PHASE, SAVE_PHASE):
             continue
         prune = prunes.get(record.cell)
-        parts = (record,) if prune is None else (prune, record)
+        parts = (*((prune,) if prune is not None else ()), *saves.get(record.cell, ()), record)
         evaluated.update(part.cell for part in parts)
         _place(groups, record, parts)
     for record in prunes.values():
         if record.cell not in evaluated:
-            _place(groups, record, (record,))
+            _place(groups, record, (*saves.get(record.cell, ()), record))
     return Comparison(
         groups=tuple(
             _group(key, slots, _apart(key, groups))

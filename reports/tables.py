@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.results.records import Record
 from bench.results.rows import COLUMNS, tidy
-from reports.comparison import DENSE, QUALITY_PHASE, SIZE_PHASE, Comparison, Group, Row, compare, standings
+from reports.comparison import (
+    DENSE,
+    QUALITY_PHASE,
+    SAVE_PHASE,
+    SIZE_PHASE,
+    Comparison,
+    Group,
+    Row,
+    compare,
+    standings,
+)
 from reports.load import current
 from reports.statistics import Summary
 from reports.wording import MISSING, clean, figure, metric_title, percent_change, spread
@@ -34,6 +44,19 @@ _COST: Final = (
     ("Prune time", SIZE_PHASE, "prune_time"),
     ("Added memory, prune", SIZE_PHASE, "added_memory"),
 )
+_SAVED: Final = (
+    (("On disk, dense", SAVE_PHASE, "saved_bytes_dense"), None),
+    (("On disk, sliced", SAVE_PHASE, "saved_bytes_sliced"), None),
+    (
+        ("On disk, bitmaps", SAVE_PHASE, "saved_bytes_bitmap"),
+        ("Bound, bitmaps", SIZE_PHASE, "bytes_bitmap"),
+    ),
+    (
+        ("On disk, quantised", SAVE_PHASE, "saved_bytes_quantised"),
+        ("Bound, quantised", SIZE_PHASE, "bytes_quantised"),
+    ),
+)
+"""What files took, each beside the closed form that it is to be held against."""
 _WHOLE_MEMORY: Final = ("Peak memory, prune", SIZE_PHASE, "peak_memory")
 _TASK_METRICS: Final = ("acc/", "acc_norm/")
 _SPEED: Final = (
@@ -47,6 +70,7 @@ _SINGLE_NOTE: Final = (
 )
 _ADDED_NOTE: Final = "Added memory is the peak less what the process held before pruning began."
 _BYTES_NOTE: Final = "Bytes are the size with zeros stored dense."
+_DISK_NOTE: Final = "On disk is what a saved model's weight files take, headers and all; bounds are the same form reckoned from counts."
 _PACKED_NOTE: Final = (
     "Quantised sizes are those of the packed form, its scales and zero points included; "
     "zeros take as many bits there as other weights."
@@ -183,16 +207,22 @@ def cost_table(group: Group) -> Table:
         notes.append(f"These rows come from {len(places)} environments.")
     if "Bytes" in table.columns:
         notes.append(_BYTES_NOTE)
+    if any(column.startswith("On disk") for column in table.columns):
+        notes.append(_DISK_NOTE)
     return replace(table, notes=tuple(notes))
 
 
 def _cost(group: Group) -> tuple[tuple[str, str, str], ...]:
-    """The columns of cost: what pruning added to memory, and the whole process where only that is known."""
+    """The columns of cost: saved files, what pruning added to memory, and the whole process where only that is known."""
     whole = _WHOLE_MEMORY[1:]
     alone = any(
         whole in row.figures and (SIZE_PHASE, "added_memory") not in row.figures for row in group.rows
     )
-    return (*_COST, _WHOLE_MEMORY) if alone else _COST
+    there = {key for row in group.rows for key in row.figures}
+    saved = [
+        column for pair in _SAVED if pair[0][1:] in there for column in pair if column and column[1:] in there
+    ]
+    return (*_COST, *saved, _WHOLE_MEMORY) if alone else (*_COST, *saved)
 
 
 def other_table(group: Group) -> Table:

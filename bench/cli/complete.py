@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["evaluations", "methods", "models", "parameters", "protocols", "texts"]
+__all__ = ["evaluations", "forms", "methods", "models", "parameters", "protocols", "texts"]
 
 _Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -71,8 +71,15 @@ def _evaluations(_last: str) -> Iterable[str]:
     return available()
 
 
+def _forms(_last: str) -> Iterable[str]:
+    from bench.plan.saving import FORMS
+
+    return FORMS
+
+
 models = _list_of(_models)
 methods = _list_of(_methods)
 protocols = _list_of(_protocols)
 texts = _list_of(_texts)
 evaluations = _list_of(_evaluations)
+forms = _list_of(_forms)

@@ -58,15 +58,16 @@ def describe(plan: Plan, stored: frozenset[Cell] = frozenset()) -> dict[str, Any
         key = (cell.device, cell.dtype, cell.threads)
         if key not in rates:
             rates[key] = measured_rate(*key)
-        need = estimate(cell, rate=rates[key])
+        need = estimate(cell, rate=rates[key], saved=plan.settings.saved)
         done = cell in stored
         cells.append({**_named(cell), "stored": done, **_needs(need, done)})
         if not done:
             downloads[cell.model] = need.download_bytes
-    disks = [int(cell["disk_bytes"]) for cell in cells]
+    kept = [int(cell["saved_bytes"]) for cell in cells]
+    passing = [int(cell["disk_bytes"]) - stays for cell, stays in zip(cells, kept, strict=True)]
     total = {
         "download_bytes": sum(downloads.values()),
-        "disk_bytes": sum(disks) if plan.settings.save else max(disks, default=0),
+        "disk_bytes": sum(kept) + max(passing, default=0),
         "memory_bytes": max((int(cell["memory_bytes"]) for cell in cells), default=0),
         "seconds": sum(float(cell["seconds"]) for cell in cells),
     }
@@ -88,6 +89,7 @@ def _needs(need: Estimate, stored: bool) -> dict[str, Any]:
         "model_cached": need.download_bytes == 0,
         "download_bytes": 0 if stored else need.download_bytes,
         "disk_bytes": 0 if stored else need.disk_bytes,
+        "saved_bytes": 0 if stored else need.saved_bytes,
         "memory_bytes": 0 if stored else need.memory_bytes,
         "seconds": 0.0 if stored else need.seconds,
     }

@@ -94,7 +94,13 @@ _SETTINGS = {"allow_extra_args": True}
     shell_complete=complete.parameters,
     help="Set a parameter of a method, allocation or refinement.",
 )
-@click.option("--save", is_flag=True, default=None, help="Keep the pruned models.")
+@click.option("--save", is_flag=True, default=None, help="Keep the pruned models, dense with zeros.")
+@click.option(
+    "--save-as",
+    metavar="LIST",
+    shell_complete=complete.forms,
+    help="Keep them as dense, bitmap, quantised.",
+)
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="The run's folder; bench-out.")
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."
@@ -191,7 +197,7 @@ def _plan(settings: Settings) -> tuple[Plan, frozenset[Cell]]:
     from bench.plan.stored import stored
 
     plan = expand(settings)
-    there = frozenset() if settings.force else stored(plan.cells, settings.out)
+    there = frozenset() if settings.force else stored(plan.cells, settings.out, settings.saved)
     return fit(plan, stored=there), there
 
 
@@ -204,7 +210,7 @@ def _execute(plan: Plan, session: Session) -> int:
         _fetch_large(plan)
     observer = observer_for(settings)
     try:
-        outcome = execute(plan, settings.out, observer, force=settings.force, save=settings.save)
+        outcome = execute(plan, settings.out, observer, force=settings.force, save=settings.saved)
     finally:
         observer.close()
     report = _report(settings)

@@ -82,7 +82,8 @@ def open_directory(
     from methods.families import family_of
 
     weights.check_tensors(found, family_of(config), shape, str(directory))
-    beside = [name for name in (*TOKENIZER_FILES, weights.INDEX) if (directory / name).is_file()]
+    indices = (weights.INDEX, weights.BITMAPS_INDEX)
+    beside = [name for name in (*TOKENIZER_FILES, *indices) if (directory / name).is_file()]
     files = digests(directory, {CONFIG, *names, *beside})
     return Checkpoint(id, source, directory, revision or _over(files), label, config, shape, files)
 

@@ -25,6 +25,8 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|decoder\.version|scale_mask_softmax\.causal_mask)$")
 """What older releases of transformers saved beside the parameters and newer ones compute."""
 HEAD = "lm_head.weight"
+BITMAPS = "bitmap.safetensors"
+BITMAPS_INDEX = "bitmap.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +73,15 @@ def shard_names(index: Path, suffix: str = ".safetensors") -> dict[str, str]:
 def weight_files(directory: Path) -> tuple[str, ...]:
     """Names of the safetensors files that make up the model, as transformers would choose them.
 
-    Raises CheckpointError where there are none; where only pickled weights are, it says how to convert them.
+    A folder without any may hold its matrices as bitmaps (see ``methods.stream.bitmap_files``). Raises
+    CheckpointError where there are none; where only pickled weights are, it says how to convert them.
     """
-    if (directory / SINGLE).is_file():
-        return (SINGLE,)
-    if (directory / INDEX).is_file():
-        names = tuple(sorted(set(shard_names(directory / INDEX).values())))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{directory / INDEX} names {_some(missing)}, which is not there")
-        return names
-    found = sorted(path.name for path in directory.glob("model*.safetensors") if path.is_file())
+    found = _model_files(directory, SINGLE, INDEX)
+    if not found:
+        found = tuple(sorted(path.name for path in directory.glob("model*.safetensors") if path.is_file()))
+    found = found or _model_files(directory, BITMAPS, BITMAPS_INDEX)
     if found:
-        return tuple(found)
+        return found
     pickled = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLED)
     if pickled:
         raise CheckpointError(
@@ -94,10 +92,30 @@ def weight_files(directory: Path) -> tuple[str, ...]:
     raise CheckpointError(f"{directory} holds no model*.safetensors; nothing else is read as weights")
 
 
+def _model_files(directory: Path, single: str, index: str) -> tuple[str, ...]:
+    if (directory / single).is_file():
+        return (single,)
+    if not (directory / index).is_file():
+        return ()
+    names = tuple(sorted(set(shard_names(directory / index).values())))
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{directory / index} names {_some(missing)}, which is not there")
+    return names
+
+
 def headers(directory: Path, names: Iterable[str]) -> dict[str, Header]:
-    """Headers of every tensor in the files. Raises CheckpointError naming a corrupt or truncated file."""
+    """Headers of every tensor in the files. Raises CheckpointError naming a corrupt or truncated file.
+
+    Of a matrix kept as a bitmap, those it has once unpacked.
+    """
     from safetensors import SafetensorError, safe_open
 
+    from methods.stream.bitmap_files import BitmapFiles, has_bitmaps
+
+    if has_bitmaps(directory):
+        places = BitmapFiles(directory).headers
+        return {name: Header(place.file, place.dtype, place.shape) for name, place in places.items()}
     found: dict[str, Header] = {}
     for name in names:
         path = directory / name

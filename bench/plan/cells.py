@@ -88,6 +88,8 @@ class Cell:
             return f"zeroshot/{','.join(self.tasks)}" + (f"@limit={self.limit}" if self.limit else "")
         if phase == "decode":
             return f"decode/{PROMPT_TOKENS}+{NEW_TOKENS}"
+        if phase.startswith("save/"):
+            return phase
         return self.evaluation.id if phase == "perplexity" else ""
 
     @property

@@ -11,11 +11,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.plan import saving
 from bench.plan.cells import Cell, Plan
 from bench.plan.machine import batch_tokens
 
@@ -57,11 +58,13 @@ class Estimate:
 
     download_bytes: int
     disk_bytes: int
-    """Under the run's folder while the cell runs: pruned blocks or the dense last states, hidden states."""
+    """Under the run's folder while the cell runs: pruned blocks or the dense last states, hidden states, saved copies."""
     memory_bytes: int
     """Host memory, or memory of the GPU where the cell runs on one."""
     flops: float
     seconds: float | None = None
+    saved_bytes: int = 0
+    """Of the disk, what stays: the pruned model in the forms asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +91,18 @@ def machine(out: Path, device: str = "cpu") -> Machine:
     )
 
 
-def estimate(cell: Cell, *, rate: float | None = None) -> Estimate:
-    """Needs of one cell; ``rate`` in FLOP/s, as from ``measured_rate``, gives it a time."""
+def estimate(cell: Cell, *, rate: float | None = None, saved: tuple[str, ...] = ()) -> Estimate:
+    """Needs of one cell, kept in the forms ``saved``; ``rate`` in FLOP/s, as from ``measured_rate``, gives it a time."""
     config, shape = _sizes(cell.model)
     flops = _flops(cell, config, shape)
+    kept = _saved_bytes(cell, shape, saved)
     return Estimate(
         download_bytes=_download(cell.model),
-        disk_bytes=_disk(cell, shape),
+        disk_bytes=_disk(cell, shape) + kept,
         memory_bytes=_memory(cell, config, shape),
         flops=flops,
         seconds=None if rate is None else flops / rate,
+        saved_bytes=kept,
     )
 
 
@@ -113,7 +118,7 @@ def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ())
         if cell in stored:
             continue
         free = there or machine(plan.settings.out, cell.device)
-        need = estimate(cell)
+        need = estimate(cell, saved=plan.settings.saved)
         download = 0 if cell.model in fetched else need.download_bytes
         pending = sum(fetched.values())
         reason = _withheld(cell.model) or needs(
@@ -124,8 +129,7 @@ def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ())
             continue
         if download:
             fetched[cell.model] = download
-        if plan.settings.save and not cell.dense:
-            saved += need.disk_bytes
+        saved += need.saved_bytes
     return plan.refuse(reasons)
 
 
@@ -218,14 +222,10 @@ def _evaluation_tokens(cell: Cell, shape: ModelShape) -> tuple[int, int]:
 
 def _pruned(cell: Cell, shape: ModelShape) -> ModelShape:
     """Sizes of the model that the cell stores and evaluates."""
-    from methods import registry
-    from methods.interface import Reshaping
     from methods.target import Target
 
-    if cell.dense or registry.method(registry.spelling(cell.method).rule).layerwise:
-        return shape
-    pruner = registry.get(cell.method, dict(cell.parameters))
-    return pruner.pruned_shape(shape, Target.parse(cell.target)) if isinstance(pruner, Reshaping) else shape
+    pruner = saving.reshaping(cell)
+    return shape if pruner is None else pruner.pruned_shape(shape, Target.parse(cell.target))
 
 
 def _hessian_columns(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> list[tuple[int, int]]:
@@ -334,6 +334,24 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
     states = _evaluation_tokens(cell, shape)[0] * shape.width * itemsize
     own = states if cell.dense else parameters(_pruned(cell, shape)) * itemsize
     return spilt + own + _outside(cell, shape)[1]
+
+
+def _saved_bytes(cell: Cell, shape: ModelShape, asked: tuple[str, ...]) -> int:
+    forms = [form for form in saving.forms_of(cell, asked) if saving.refused(cell, form) is None]
+    if not forms:
+        return 0
+    pruned = replace(_pruned(cell, shape), itemsize=_stored_itemsize(cell.model, shape))
+    return sum(saving.saved_bytes(cell, pruned, form) for form in forms)
+
+
+def _stored_itemsize(model: str, shape: ModelShape) -> int:
+    """Bytes of a weight on disk: as the config says, or as a download of two bytes a parameter shows."""
+    from bench.models import registry
+
+    if registry.is_path(model):
+        return shape.itemsize
+    entry = registry.get(model)
+    return 2 if 1.9 < entry.download_bytes / entry.parameters < 2.1 else shape.itemsize
 
 
 @dataclass(frozen=True, slots=True)

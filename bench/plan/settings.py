@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bench.plan.config_file import read_config
 from bench.plan.grammar import (
@@ -24,6 +24,7 @@ from bench.plan.grammar import (
     shown,
     unique,
 )
+from bench.plan.saving import FORMS
 from methods.errors import UserError
 from methods.selection import Selection
 from methods.spelling import parse
@@ -153,6 +154,17 @@ def _device(value: object) -> str:
     return word
 
 
+def _forms(value: object) -> tuple[str, ...]:
+    words = unique(word.lower() for word in parse_list(value, "--save-as"))
+    for word in words:
+        if word not in FORMS:
+            raise UserError(
+                f"--save-as '{shown(word)}' is unknown; use {', '.join(FORMS)}{nearest(word, FORMS)}; sliced models are "
+                "always kept as they are"
+            )
+    return words
+
+
 def _flag(option: str) -> BeforeValidator:
     def check(value: object) -> bool:
         if not isinstance(value, bool):
@@ -232,6 +244,8 @@ class Settings(BaseModel):
     """Bytes of hidden states kept in memory."""
     assignments: Annotated[tuple[Assignment, ...], BeforeValidator(_assignments)] = ()
     save: Annotated[bool, _flag("save")] = False
+    save_as: Annotated[tuple[str, ...], BeforeValidator(_forms)] = ()
+    """Forms to keep pruned models in; see ``saved``."""
     out: Annotated[Path, _path("out")] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
     yes: Annotated[bool, _flag("yes")] = False
@@ -241,6 +255,20 @@ class Settings(BaseModel):
     as_json: Annotated[bool, _flag("json")] = False
     command: tuple[str, ...] = Field(default=(), exclude=True)
     """The words typed, so that a message can say how to resume."""
+
+    @model_validator(mode="after")
+    def _grids_to_pack(self) -> Settings:
+        if "quantised" in self.save_as and not set(self.bits) - {"none"}:
+            raise UserError(
+                "--save-as quantised packs weights on grids, and --bits joins no grid to any target; add --bits 4, or leave "
+                "quantised out"
+            )
+        return self
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Forms to keep pruned models in: those of ``--save-as``, dense where there is ``--save`` alone."""
+        return self.save_as or (("dense",) if self.save else ())
 
     def targets(
         self, default: str = "50%", kinds: Collection[str] = ("unstructured", "nm")

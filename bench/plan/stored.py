@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.plan.cells import Cell
+from bench.plan.saving import forms_of, refused
 from methods import registry
 
 __all__ = ["stored"]
 
 
-def stored(cells: Iterable[Cell], out: Path) -> frozenset[Cell]:
-    """Cells all done in ``out``, by model, method, target, seed, dtype, protocols and parameters.
+def stored(cells: Iterable[Cell], out: Path, saved: tuple[str, ...] = ()) -> frozenset[Cell]:
+    """Cells all done in ``out`` and kept in the forms ``saved``, by model, method, target, seed, dtype, protocols, parameters.
 
     No weights or texts are read, so this foretells what a run will skip, but for changed files and code,
     which the run itself compares. Raises StoreError where the store cannot be read.
@@ -38,18 +39,19 @@ def stored(cells: Iterable[Cell], out: Path) -> frozenset[Cell]:
         for record in Store(out).records()
         if record.status == "done"
     }
-    return frozenset(cell for cell in cells if _wanted(cell) <= done)
+    return frozenset(cell for cell in cells if _wanted(cell, saved) <= done)
 
 
-def _wanted(cell: Cell) -> set[str]:
+def _wanted(cell: Cell, saved: tuple[str, ...]) -> set[str]:
     parameters: dict[str, Any] = {}
     if not cell.dense:
         own = registry.recorded(cell.method, dict(cell.parameters))
         parameters = {**own, "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
     calibration = cell.calibration.id if cell.calibration else ""
+    kept = [f"save/{form}" for form in forms_of(cell, saved) if refused(cell, form) is None]
     return {
         _identity(
-            phase,
+            phase.partition("/")[0],
             cell.model,
             cell.method,
             cell.target,
@@ -59,7 +61,7 @@ def _wanted(cell: Cell) -> set[str]:
             cell.protocol(phase),
             parameters,
         )
-        for phase in ("prune", *cell.evaluations)
+        for phase in ("prune", *cell.evaluations, *kept)
     }
 
 

@@ -16,7 +16,7 @@ from methods.errors import StoreError
 SCHEMA_VERSION: Final = 1
 """Version written today. History: 1, the first format."""
 
-Phase = Literal["prune", "perplexity", "zeroshot", "decode", "kernels"]
+Phase = Literal["prune", "perplexity", "zeroshot", "decode", "kernels", "save"]
 Status = Literal["done", "refused", "failed"]
 Key = tuple[str, str, str, str]
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]

@@ -13,15 +13,16 @@ from typing import Any
 
 from bench.measure.machine import commit, environment
 from bench.plan.cells import Cell
+from bench.plan.saving import forms_of, refused
 from bench.results.records import Record, now
 from bench.results.segments import Store
 from bench.results.values import save_values
-from bench.run import phases
+from bench.run import phases, saved
 from bench.run.evaluations import EVALUATIONS, Weights
 from bench.run.live import LiveObserver
 from bench.run.subject import Keys, Subject, Subjects, keys_without_model
 from methods import registry
-from methods.checkpoints.dense import save_dense
+from methods.errors import UnsupportedTarget
 from methods.stream.sink import BlockFolder
 
 __all__ = ["CellRunner", "Ended"]
@@ -57,8 +58,8 @@ class CellRunner:
         self._keys: Keys | None = None
         self._phase = "prune"
 
-    def run(self, cell: Cell, *, force: bool, save: bool) -> Ended:
-        """Run what is missing of a cell. Raises PruneBenchError."""
+    def run(self, cell: Cell, *, force: bool, save: tuple[str, ...]) -> Ended:
+        """Run what is missing of a cell, its model kept in the forms ``save``. Raises PruneBenchError."""
         self._keys, self._phase = None, "prune"
         machine = environment(cell.device, cell.threads)
         self.subjects.keep_only(cell.model)
@@ -66,24 +67,20 @@ class CellRunner:
         keys = self._keys = subject.keys(cell, machine)
         if force:
             shutil.rmtree(self._work(keys), ignore_errors=True)
-        folder = self.out / "checkpoints" / _folder_name(cell, keys)
         wanted = [
             phase
             for phase in ("prune", *cell.evaluations)
             if force or self._key(cell, keys, phase) not in self.done
         ]
-        unsaved = save and not cell.dense and (force or not folder.exists())
+        unsaved = self._unsaved(cell, keys, machine, save, force=force)
         if not wanted and not unsaved:
             shutil.rmtree(self._work(keys), ignore_errors=True)
             return Ended("cached", self._summary(keys))
-        if "prune" not in wanted and folder.exists():
-            overlay: Path | None = folder
-        else:
+        overlay = saved.kept(self.out, cell, keys)
+        if "prune" in wanted or overlay is None or "quantised" in unsaved:  # only pruning leaves grids
             overlay = self._prune(cell, subject, keys, machine, wanted=wanted)
-        if unsaved:
-            self.observer.phase("save", 1)
-            save_dense(phases.source_of(cell, subject, overlay), folder)
-            self.observer.step(1, str(folder))
+        for form in unsaved:
+            self._save(form, cell, subject, keys, machine, overlay)
         run = phases.run_of(cell, self._work(keys), keys.environment, self.observer)
         for evaluation in (phase for phase in wanted if phase != "prune"):
             with self._recording(cell, subject, keys, machine, evaluation) as result:
@@ -107,16 +104,19 @@ class CellRunner:
         last = max(mine, key=lambda record: record.finished, default=None)
         if last is not None and (last.cell, last.status, last.reason) == (keys.cell, status, reason):
             return
+        self._append(self._ended(cell, keys, machine, phase, status, reason))
+
+    def _ended(
+        self, cell: Cell, keys: Keys, machine: dict[str, Any], phase: str, status: str, reason: str
+    ) -> Record:
         moment = now()
-        self._append(
-            Record(
-                **self._identity(cell, keys, phase),
-                status=status,  # type: ignore[arg-type]
-                reason=reason,
-                provenance=self._provenance(None, machine),
-                started=moment,
-                finished=moment,
-            )
+        return Record(
+            **self._identity(cell, keys, phase),
+            status=status,  # type: ignore[arg-type]
+            reason=reason,
+            provenance=self._provenance(None, machine),
+            started=moment,
+            finished=moment,
         )
 
     def clear(self) -> None:
@@ -156,6 +156,52 @@ class CellRunner:
             phases.prune(cell, subject, run, blocks)  # its record stands; only the weights are needed again
         return blocks.folder
 
+    def _unsaved(
+        self, cell: Cell, keys: Keys, machine: dict[str, Any], asked: tuple[str, ...], *, force: bool
+    ) -> list[str]:
+        """Forms still to be written; a form that the cell has no model for becomes a refusal, once."""
+        found = []
+        for form in forms_of(cell, asked):
+            key = self._key(cell, keys, f"save/{form}")
+            reason = refused(cell, form)
+            if reason is not None:
+                self._refuse_form(cell, keys, machine, form, reason)
+            elif force or not self._settled(key, saved.folder_of(self.out, cell, keys, form)):
+                found.append(form)
+        return found
+
+    def _settled(self, key: tuple[str, str, str, str], folder: Path) -> bool:
+        known = (record for record in self._known.get(key[0], ()) if record.key == key)
+        return any(record.status == "refused" for record in known) or (key in self.done and folder.exists())
+
+    def _save(
+        self,
+        form: str,
+        cell: Cell,
+        subject: Subject,
+        keys: Keys,
+        machine: dict[str, Any],
+        overlay: Path | None,
+    ) -> None:
+        """Write one form and record what it takes; one that cannot hold this model is refused, and the cell goes on."""
+        folder = saved.folder_of(self.out, cell, keys, form)
+        self.observer.phase("save", 1)
+        try:
+            with self._recording(cell, subject, keys, machine, f"save/{form}") as result:
+                result.append(saved.save(form, phases.source_of(cell, subject, overlay), folder))
+        except UnsupportedTarget as error:
+            self._refuse_form(cell, keys, machine, form, str(error))
+        self.observer.step(1, str(folder))
+
+    def _refuse_form(self, cell: Cell, keys: Keys, machine: dict[str, Any], form: str, reason: str) -> None:
+        phase = f"save/{form}"
+        key = self._key(cell, keys, phase)
+        last = next((r for r in self._known.get(keys.cell, ()) if r.key == key), None)
+        if last is not None and (last.status, last.reason) == ("refused", reason):
+            return
+        self.observer.warning(f"{cell.name}: not saved: {reason}")
+        self._append(self._ended(cell, keys, machine, phase, "refused", reason))
+
     @contextmanager
     def _recording(
         self, cell: Cell, subject: Subject, keys: Keys, machine: dict[str, Any], phase: str
@@ -183,7 +229,7 @@ class CellRunner:
 
     def _identity(self, cell: Cell, keys: Keys, phase: str) -> dict[str, Any]:
         return {
-            "phase": phase,
+            "phase": phase.partition("/")[0],
             "cell": keys.cell,
             "subject": keys.subjects[phase],
             "environment": keys.environment,
@@ -224,7 +270,7 @@ class CellRunner:
         return found
 
     def _key(self, cell: Cell, keys: Keys, phase: str) -> tuple[str, str, str, str]:
-        return (keys.cell, phase, cell.protocol(phase), keys.phases[phase])
+        return (keys.cell, phase.partition("/")[0], cell.protocol(phase), keys.phases[phase])
 
     def _work(self, keys: Keys) -> Path:
         return self.out / "work" / keys.cell
@@ -245,13 +291,3 @@ class CellRunner:
             if accuracies:
                 shown.append(f"mean accuracy {fmean(value for value in accuracies if value is not None):.4g}")
         return ", ".join(sorted(shown))
-
-
-def _folder_name(cell: Cell, keys: Keys) -> str:
-    parts = [
-        cell.model.removeprefix("path:").strip("/").replace("/", "-"),
-        cell.method,
-        cell.target,
-        keys.cell[:8],
-    ]
-    return "_".join(parts).replace(":", "of").replace("%", "pct")

@@ -33,9 +33,9 @@ class Outcome:
 
 
 def execute(
-    plan: Plan, out: Path, observer: GridObserver, *, force: bool = False, save: bool = False
+    plan: Plan, out: Path, observer: GridObserver, *, force: bool = False, save: tuple[str, ...] = ()
 ) -> Outcome:
-    """Run a plan into ``out``; what is stored already is not done again.
+    """Run a plan into ``out``, pruned models kept in the forms ``save``; what is stored already is not done again.
 
     A cell that fails or is refused becomes a record and the grid goes on; Ctrl-C or SIGTERM leaves a state
     from which the same command goes on. Raises UserError where another run holds ``out``, MachineError and
@@ -66,7 +66,9 @@ def execute(
     return Outcome(**counts, interrupted=state == "interrupted")
 
 
-def _run(runner: CellRunner, live: LiveObserver, index: int, cell: Cell, *, force: bool, save: bool) -> str:
+def _run(
+    runner: CellRunner, live: LiveObserver, index: int, cell: Cell, *, force: bool, save: tuple[str, ...]
+) -> str:
     import torch
 
     torch.set_num_threads(cell.threads)

@@ -26,7 +26,13 @@ _SHARED = (
     "methods.layerwise.select",
     "bench.run.phases",
 )
-_READING = ("methods.families", "methods.stream.source", "methods.interface")
+_READING = (
+    "methods.families",
+    "methods.stream.source",
+    "methods.stream.tensor_files",
+    "methods.stream.bitmap_files",
+    "methods.interface",
+)
 _MEASURED = ("bench.run.evaluations", "bench.measure.memory")
 _WHOLE = ("methods.inference.assemble", "methods.slicing.modeling", *_READING)
 _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -37,6 +43,10 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("transformers", "tokenizers", "datasets", "lm-eval"),
     ),
     "decode": (("bench.measure.decode", *_MEASURED, *_WHOLE), ("transformers",)),
+    "save": (
+        ("methods.checkpoints", "methods.slicing.modeling", "methods.stream.sink", *_READING),
+        ("compressed-tensors", "safetensors"),
+    ),
 }
 """Modules that an evaluation's figures depend on, and libraries whose versions do."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench.evaluate.zeroshot.tasks import data_digest
 from bench.models.load import Checkpoint, resolve, tokenizer
 from bench.plan.cells import PROMPT_TOKENS
+from bench.plan.saving import PHASES
 from bench.results.keys import cell_key, environment_key, subject_key
 from bench.run.sources import evaluation_sources, prune_sources
 from bench.text import sources as texts
@@ -101,6 +102,9 @@ class Subject:
             # a speed is of a machine as much as of a model
             where = environment_key(environment) if evaluation == "decode" else ""
             phases[evaluation] = evaluation_sources(evaluation) + read + where
+        for phase in () if cell.dense else PHASES:
+            subjects[phase] = _subject(cell, revision, phase)
+            phases[phase] = evaluation_sources("save")
         return Keys(cell_key(subjects["prune"], drawn), environment_key(environment), subjects, phases)
 
     def _read(self, evaluation: str, cell: Cell) -> str:

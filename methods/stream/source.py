@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from methods.errors import CheckpointError
@@ -16,10 +15,10 @@ from methods.families import family_of
 from methods.interface import Block, Family, ModelShape, OuterTensors
 from methods.quantise.grid import MatrixGrid
 from methods.quantise.stored import is_grid, matrices_with_grids, read_grid
+from methods.stream.bitmap_files import tensor_files
+from methods.stream.tensor_files import OneFile, TensorFiles
 
-__all__ = ["CheckpointSource", "TensorFiles", "config_of"]
-
-_INDEX = "model.safetensors.index.json"
+__all__ = ["CheckpointSource", "config_of"]
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -38,65 +37,8 @@ def config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
-class TensorFiles:
-    """Tensors by full name over the safetensors files of a folder, memory-mapped and opened once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: dict[Path, Any] = {}
-        self.places: dict[str, Path] = {}
-        for path in self._files():
-            for name in self._handle(path).keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                self.places[name] = path
-
-    def _files(self) -> list[Path]:
-        index = self.folder / _INDEX
-        if not index.exists():
-            files = sorted(self.folder.glob("*.safetensors"))
-            if not files:
-                raise CheckpointError(
-                    f"{self.folder}: holds no .safetensors file; convert it with `bench pull`"
-                )
-            return files
-        try:
-            named = {
-                str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            }
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            raise CheckpointError(f"{index}: not a safetensors index; fetch the model again") from None
-        for name in named:
-            if Path(name).name != name:
-                raise CheckpointError(f"{index}: names '{name[:80]}', which is outside the folder; refused")
-        return [self.folder / name for name in sorted(named)]
-
-    def _handle(self, path: Path) -> Any:
-        if path not in self._open:
-            try:
-                self._open[path] = safe_open(str(path), framework="pt", device="cpu").__enter__()
-            except (SafetensorError, OSError, ValueError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise CheckpointError(
-                    f"{path}: not a whole safetensors file ({reason}); fetch it again"
-                ) from None
-        return self._open[path]
-
-    def get(self, name: str) -> Tensor:
-        """The tensor as stored, backed by the file. Raises CheckpointError."""
-        if name not in self.places:
-            raise CheckpointError(
-                f"{self.folder}: has no tensor '{name}'; the weights do not match the config"
-            )
-        try:
-            tensor: Tensor = self._handle(self.places[name]).get_tensor(name)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{self.places[name]}: '{name}' cannot be read ({str(error).splitlines()[0]})"
-            ) from None
-        return tensor
-
-
 class CheckpointSource:
-    """A local Hugging Face folder as a BlockSource.
+    """A local Hugging Face folder as a BlockSource, plain or with its matrices as bitmaps.
 
     ``overlay``: a folder of finished blocks (see ``stream.sink``) that replace the checkpoint's. Blocks come
     in ``dtype`` on ``device``; ``raw_block`` gives them as stored. Raises CheckpointError, UnsupportedModel.
@@ -120,7 +62,7 @@ class CheckpointSource:
         self.config: Mapping[str, Any] = config
         self.family: Family = family_of(config)
         self.shape: ModelShape = self.family.shape(config)
-        self.files = TensorFiles(folder)
+        self.files = tensor_files(folder)
         self._outer_overlay = _outer_files(overlay)
 
     @property
@@ -190,21 +132,12 @@ class _Outer:
         return self.source.raw_outer(name).to(device=self.source.device, dtype=self.source.dtype)
 
 
-class _OneFile(TensorFiles):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        super().__init__(path.parent)
-
-    def _files(self) -> list[Path]:
-        return [self._path]
-
-
 def _overlay_file(overlay: Path | None, name: str) -> TensorFiles | None:
     if overlay is None or not (overlay / name).exists():
         return None
-    return _OneFile(overlay / name)
+    return OneFile(overlay / name)
 
 
 def _outer_files(overlay: Path | None) -> tuple[TensorFiles, ...]:
     found = sorted(overlay.glob("outer-*.safetensors")) if overlay is not None else []
-    return tuple(_OneFile(path) for path in found)
+    return tuple(OneFile(path) for path in found)

@@ -25,7 +25,7 @@ def test_a_run_shows_the_table_and_the_path_of_the_report(bench: Any, runner: An
     assert page.is_file()
     plan, out, options = runner.calls[0]
     assert out == Path("bench-out")
-    assert options == {"force": False, "save": False}
+    assert options == {"force": False, "save": ()}
     assert plan.settings.command == (*RUN, "--methods", "magnitude")
 
 
@@ -44,7 +44,7 @@ def test_the_first_command_as_typed(bench: Any, runner: Any) -> None:
     assert result.code == 0
     plan, _, options = runner.calls[0]
     assert [cell.model for cell in plan.cells if cell.dense] == ["nano-opt", "nano-bloom", "nano-llama"]
-    assert options == {"force": True, "save": True}
+    assert options == {"force": True, "save": ("dense",)}
 
 
 def test_piped_progress_is_plain_lines_on_standard_error(bench: Any, runner: Any) -> None:

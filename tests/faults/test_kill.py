@@ -33,7 +33,7 @@ _FIGURES = ("perplexity", "kl_to_dense", "weights_removed", "heldout_error")
 
 def _start(out: Path, models: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "bench", "run", "--models", models, *_FLAGS, "--windows", "60"]
-    options = ["--out", str(out), "--threads", "1", "--save", "--json"]
+    options = ["--out", str(out), "--threads", "1", "--save-as", "dense,bitmap", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -169,7 +169,12 @@ def test_downloads_and_saved_models_add_up() -> None:
     assert [cell.model for cell in fit(two, room).cells] == ["opt-1.3b"]
     room = Machine(memory=10**15, disk=6 * 10**9, cache=10**15, one_disk=False)
     assert len(fit(plan(yes=True), room).cells) == 3
+    # pruned blocks in float32 beside a copy as published, half of that; earlier copies stay
+    assert len(fit(plan(yes=True, save=True), room).cells) == 1
+    room = Machine(memory=10**15, disk=9 * 10**9, cache=10**15, one_disk=False)
     assert len(fit(plan(yes=True, save=True), room).cells) == 2
+    assert len(fit(plan(yes=True, save_as="bitmap"), room).cells) == 3
+    assert len(fit(plan(yes=True, save_as="dense,bitmap"), room).cells) == 1
 
 
 def test_withheld_weights_are_named_first() -> None:

@@ -63,6 +63,7 @@ threads: 2
 hidden-budget: 500MB
 set: {sparsegpt: {percdamp: 0.1, reference: true}, magnitude.reference: false}
 save: true
+save-as: [dense, bitmap]
 out: results
 data-dir: texts
 yes: true
@@ -99,7 +100,7 @@ json: true
         ("sparsegpt", "percdamp", "0.1"),
         ("sparsegpt", "reference", "true"),
     )
-    assert settings.save
+    assert settings.save and settings.saved == ("dense", "bitmap")
     assert settings.yes
     assert settings.dry_run
     assert settings.as_json

@@ -370,3 +370,37 @@ def test_frames() -> None:
     assert len(matrices) == 3 * 2 * 2 * 16
     assert matrices["heldout_error"].between(0, 1).all()
     assert list(matrices_frame([]).columns) == list(matrices.columns)
+
+
+def test_saved_files_stand_beside_their_bounds_in_the_row_of_their_cell() -> None:
+    saved = {"dense": 6_000_400, "bitmap": 4_125_900}
+    records = [*cell("nano-opt", "dense", "0%"), *cell("nano-opt", "sparsegpt", "50%")]
+    prune = records[2].model_copy(
+        update={"metrics": (*records[2].metrics, Metric(name="bytes_bitmap", unit="byte", value=4_100_000))}
+    )
+    saves = [
+        prune.model_copy(
+            update={
+                "phase": "save",
+                "protocol": f"save/{form}",
+                "subject": f"{prune.subject}/{form}",
+                "metrics": (Metric(name=f"saved_bytes_{form}", unit="byte", value=size),),
+                "matrices": (),
+            }
+        )
+        for form, size in saved.items()
+    ]
+    (group,) = compare([*records[:2], prune, *saves, records[3]]).groups
+    table = cost_table(group)
+    shown = dict(zip(table.columns, table.rows[-1], strict=True))
+    assert (shown["On disk, dense"], shown["On disk, bitmaps"]) == ("6 MB", "4.13 MB")
+    assert shown["Bound, bitmaps"] == "4.1 MB"
+    assert "On disk, sliced" not in table.columns and any("headers and all" in note for note in table.notes)
+    assert not any("saved" in row[3].lower() for row in other_table(group).rows)
+    # nothing evaluated: the row is there all the same
+    (alone,) = compare([prune, *saves]).groups
+    table = cost_table(alone)
+    assert dict(zip(table.columns, table.rows[0], strict=True))["Bound, bitmaps"] == "4.1 MB"
+    # without saved bitmaps their bound stays where it was
+    (plain,) = compare([*records[:2], prune, records[3]]).groups
+    assert "Bound, bitmaps" not in cost_table(plain).columns

@@ -75,7 +75,7 @@ def _run(
             **flags,
         }
     )
-    return execute(expand(settings), out, watcher or Watcher(), force=force, save=bool(flags.get("save")))
+    return execute(expand(settings), out, watcher or Watcher(), force=force, save=settings.saved)
 
 
 def _records(out: Path) -> dict[tuple[str, str, str], Record]:

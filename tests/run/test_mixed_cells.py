@@ -43,7 +43,7 @@ def plan(model: Path, methods: str, *sets: str, **flags: Any) -> Plan:
 
 
 def run(out: Path, made: Plan) -> Outcome:
-    return execute(made, out, Quiet(), force=False, save=False)  # type: ignore[arg-type]
+    return execute(made, out, Quiet(), force=False)  # type: ignore[arg-type]
 
 
 def pruned(out: Path) -> list[Record]:

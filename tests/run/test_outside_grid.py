@@ -41,7 +41,7 @@ def _run(out: Path, model: Path, **flags: Any) -> Outcome:
         "threads": "1",
         **flags,
     }
-    return execute(expand(gather(given)), out, _Quiet(), force=False, save=False)
+    return execute(expand(gather(given)), out, _Quiet(), force=False)
 
 
 def test_records_hold_the_other_programs_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def _run(out: Path, model: Path, watcher: _Watcher | None = None, **flags: Any) 
         **flags,
     }
     settings = gather(given)
-    return execute(expand(settings), out, watcher or _Watcher(), save=settings.save)
+    return execute(expand(settings), out, watcher or _Watcher(), save=settings.saved)
 
 
 def _records(out: Path) -> dict[tuple[str, str, str], Record]:
