@@ -43,6 +43,7 @@ __all__ = [
     "Shorthand",
     "Spelling",
     "allocations",
+    "calibrated",
     "declared",
     "get",
     "method",
@@ -302,6 +303,16 @@ def recovery_libraries(recover: str) -> tuple[str, ...]:
     """Distributions whose versions a recovery's weights depend on, beside torch."""
     trained = recovery(recover)
     return _table().recoveries[trained.kind].libraries if trained else ()
+
+
+def calibrated(text: str) -> bool:
+    """Whether a spelling's rule, allocation or refinements use calibration text: training behind them always does."""
+    parsed, table = spelling(text), _table()
+    others = [*(table.refinements[name] for name in parsed.refinements)]
+    return any(
+        entry.calibrated
+        for entry in (method(parsed.rule), table.allocations[parsed.allocation or "uniform"], *others)
+    )
 
 
 def source_modules(text: str, recover: str = "") -> tuple[str, ...]:

@@ -99,6 +99,7 @@ def _named(cell: Cell) -> dict[str, Any]:
         "method": cell.method,
         "target": cell.target,
         **({"layers": cell.layers} if cell.layers else {}),
+        **({"recovery": cell.recovery} if cell.recovery else {}),
         "seed": cell.seed,
         "dtype": cell.dtype,
         "device": cell.device,

@@ -46,6 +46,8 @@ def _wanted(cell: Cell) -> set[str]:
     if not cell.dense:
         own = registry.recorded(cell.method, dict(cell.parameters))
         parameters = {**own, "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
+        parameters |= {"layers": cell.layers} if cell.layers else {}
+        parameters |= {"recovery": cell.recovery} if cell.recovery else {}
     calibration = cell.calibration.id if cell.calibration else ""
     return {
         _identity(
