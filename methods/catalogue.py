@@ -257,7 +257,6 @@ REFINEMENTS = (
 )
 
 
-
 def _training(lr: float) -> dict[str, Parameter]:
     """What every recovery can be told of its training."""
     return {

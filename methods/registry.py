@@ -210,7 +210,8 @@ def recovery(text: str) -> RecoverySpelling:
 def declared(text: str, recover: str = "") -> dict[str, Parameter]:
     """All parameters of a whole spelling as a cell names them: the rule's plain, others as ``owl.lambda``.
 
-    ``recover``: the spelling of what trains the model afterwards, whose parameters are ``lora.rank`` and so on. A shorthand's values are their defaults. Raises UserError for unknown names.
+    ``recover``: the spelling of what trains the model afterwards, whose parameters are ``lora.rank`` and so on.
+    A shorthand's values are their defaults. Raises UserError for unknown names.
     """
     parsed = spelling(text)
     found = dict(method(parsed.rule).parameters)
@@ -226,8 +227,9 @@ def declared(text: str, recover: str = "") -> dict[str, Parameter]:
 def get(text: str, parameters: Mapping[str, Any], layers: str = "", recover: str = "") -> Pruner:
     """The pruner of a spelling, with these parameters, named as ``declared`` does; others keep their defaults.
 
-    ``layers`` selects matrices, as ``Selection`` spells it; ``recover`` spells what trains the model afterwards. Raises UserError for unknown names, for values that
-    are not what the entry declares, and for a selection given to a method that is not layer-wise.
+    ``layers`` selects matrices, as ``Selection`` spells it; ``recover`` spells what trains the model afterwards.
+    Raises UserError for unknown names, for values that are not what the entry declares, and for a selection given
+    to a method that is not layer-wise.
     """
     parsed, trained = spelling(text), recovery(recover)
     entry = method(parsed.rule)

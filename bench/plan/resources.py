@@ -294,9 +294,7 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
         + _LOGIT_BYTES
         + states
     )
-    whole = max(
-        _whole_model(cell, shape), _sensitivities(cell, shape).memory, _recovery(cell, shape).memory
-    )
+    whole = max(_whole_model(cell, shape), _sensitivities(cell, shape).memory, _recovery(cell, shape).memory)
     ours = _BASE + int(_SLACK * max(parts, whole))
     return max(ours, _BASE + _outside(cell, shape)[0])
 

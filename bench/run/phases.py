@@ -16,7 +16,15 @@ from bench.measure.memory import PeakMemory
 from bench.results.records import MatrixFigures, Metric
 from methods import registry
 from methods.families import sizes
-from methods.interface import Calibration, MatrixReport, ModelShape, Observer, PruneReport, RecoveryReport, Run
+from methods.interface import (
+    Calibration,
+    MatrixReport,
+    ModelShape,
+    Observer,
+    PruneReport,
+    RecoveryReport,
+    Run,
+)
 from methods.quantise.stored import packed_bytes
 from methods.selection import Selection
 from methods.stream.sink import BlockFolder

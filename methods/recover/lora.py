@@ -47,7 +47,9 @@ class LoRA:
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
         if importlib.util.find_spec("peft") is None:
-            return "lora needs peft; install it with: pip install 'prune-bench[recover]', or use --recover full"
+            return (
+                "lora needs peft; install it with: pip install 'prune-bench[recover]', or use --recover full"
+            )
         return None
 
     def attach(self, model: nn.Module, places: Places, run: Run, key: str) -> _Adapters:

@@ -41,9 +41,7 @@ def places_of(source: CheckpointSource, dense: ModelShape, layers: Selection) ->
     family, shape = source.family, source.shape
     reshaped = shape != dense
     matrices: dict[str, Tensor | None] = {}
-    vectors = [
-        name for name, size in family.outer_tensors(shape).items() if len(size) == 1 and not reshaped
-    ]
+    vectors = [name for name, size in family.outer_tensors(shape).items() if len(size) == 1 and not reshaped]
     for index in range(shape.blocks):
         prefix = family.block_prefix(index)
         block = source.raw_block(index)

@@ -136,7 +136,9 @@ class Recovered:
                 f"{self.recovery.name} trains on calibration windows and chooses on held-out ones; give both"
             )
         if not isinstance(source, CheckpointSource) or source.overlay is not None:
-            raise UserError(f"{self.recovery.name} trains models that lie whole in a folder; save this one first")
+            raise UserError(
+                f"{self.recovery.name} trains models that lie whole in a folder; save this one first"
+            )
         with _folder(run) as work:
             return _Schedule(self, source, calibration, target, sink, run, work).go()
 

@@ -40,9 +40,7 @@ def parse(text: str) -> RecoverySpelling:
         return ONE_SHOT
     found = _SPELLING.fullmatch(text.strip().lower())
     if not found:
-        raise UserError(
-            f"recovery '{shown(text)}' is not spelled name or NxName, as in lora, full or 4xfull"
-        )
+        raise UserError(f"recovery '{shown(text)}' is not spelled name or NxName, as in lora, full or 4xfull")
     stages = int(found["stages"] or 1)
     if stages > MOST_STAGES:
         raise UserError(f"recovery '{shown(text)}' has {stages} stages; use {MOST_STAGES} at most")

@@ -256,4 +256,3 @@ def train(
     ``identity`` left its state. Raises NonFiniteError for a loss or gradient that is none, MachineError.
     """
     return _Loop(name, model, parameters, calibration, training, run, key, folder, identity).go()
-
