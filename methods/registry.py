@@ -91,11 +91,12 @@ class _Table:
             self.refinements[entry.name] = entry
 
     def find(self, name: str) -> _Entry | None:
-        for entries in (self.rules, self.allocations, self.refinements, self.recoveries):
-            if name in entries:
-                found: _Entry = entries[name]  # type: ignore[index]
-                return found
-        return None
+        return (
+            self.rules.get(name)
+            or self.allocations.get(name)
+            or self.refinements.get(name)
+            or self.recoveries.get(name)
+        )
 
 
 @cache
@@ -310,11 +311,9 @@ def recovery_libraries(recover: str) -> tuple[str, ...]:
 def calibrated(text: str) -> bool:
     """Whether a spelling's rule, allocation or refinements use calibration text: training behind them always does."""
     parsed, table = spelling(text), _table()
-    others = [*(table.refinements[name] for name in parsed.refinements)]
-    return any(
-        entry.calibrated
-        for entry in (method(parsed.rule), table.allocations[parsed.allocation or "uniform"], *others)
-    )
+    entries = (method(parsed.rule), table.allocations[parsed.allocation or "uniform"])
+    refined = (table.refinements[name] for name in parsed.refinements)
+    return any(entry.calibrated for entry in entries) or any(entry.calibrated for entry in refined)
 
 
 def source_modules(text: str, recover: str = "") -> tuple[str, ...]:

@@ -62,7 +62,8 @@ class _Adapters:
         from peft import LoraConfig, inject_adapter_in_model
 
         modules = [name.removesuffix(".weight") for name in places.matrices]
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=modules)
+        settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none"}
+        config = LoraConfig(target_modules=modules, **settings)
         with torch.random.fork_rng(devices=[]):  # peft draws from torch's own generator
             inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
         model.requires_grad_(False)

@@ -64,7 +64,7 @@ def hold(parameter: nn.Parameter, mask: Tensor) -> None:
         if given.grad is not None:
             given.grad.mul_(mask)
 
-    parameter.register_post_accumulate_grad_hook(zero)  # type: ignore[no-untyped-call]
+    parameter.register_post_accumulate_grad_hook(zero)
 
 
 def check_zeros(name: str, weight: Tensor, mask: Tensor | None) -> None:

@@ -209,8 +209,8 @@ class _Schedule:
             out = BlockFolder(folder / "recovered")
             if last or not self._finished(folder):
                 trained = self._recover(number, count, folder, self.sink if last else out)
-                stored = {"identity": self.identity, "trained": dataclasses.asdict(trained)}
-                write_json(folder / "trained.json", stored)
+                done = {"identity": self.identity, "trained": dataclasses.asdict(trained)}
+                write_json(folder / "trained.json", done)
             else:
                 stored = _read(folder / "trained.json")
                 trained = replace(Trained(**stored["trained"]), resumed=True)

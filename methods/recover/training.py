@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,9 @@ class _Loop:
             chosen.append(int(self._order[1][index]))
         return self.tokens[torch.tensor(chosen)]
 
-    def parts(self, windows: Tensor) -> tuple[Tensor, ...]:
+    def parts(self, windows: Tensor) -> Sequence[Tensor]:
         """So few windows at a time that their logits fit."""
-        return windows.split(max(1, MICRO_TOKENS // windows.shape[1]))
+        return torch.split(windows, max(1, MICRO_TOKENS // windows.shape[1]))
 
     def loss(self, windows: Tensor) -> Tensor:
         """Summed loss of all next tokens of windows [batch, length], nat."""
@@ -139,8 +139,8 @@ class _Loop:
         total = 0.0
         for part in self.parts(windows):
             loss = self.loss(part) / predicted
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss)
+            loss.backward()
+            total += float(loss.detach())
         self._finite(total, "loss")
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
         self._finite(float(norm), "gradient")
