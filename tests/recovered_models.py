@@ -48,7 +48,9 @@ def prune(
     """Prune (and recover) a tiny model into ``folder``/blocks; the report, and the result's source."""
     model = model or saved(folder / "model", family, dtype=dtype)
     kind = recover.split("x")[-1]
-    settings = {**QUICK, **({"rank": 4, "alpha": 8.0} if kind == "lora" else {}), **changes} if recover else {}
+    settings = (
+        {**QUICK, **({"rank": 4, "alpha": 8.0} if kind == "lora" else {}), **changes} if recover else {}
+    )
     parameters = {f"{kind}.{name}": value for name, value in settings.items()}
     pruner = get(method, parameters, layers, recover)
     sink = BlockFolder(folder / "blocks")

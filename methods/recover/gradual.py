@@ -14,11 +14,15 @@ def stage_targets(target: Target, stages: int) -> tuple[Target, ...]:
 
     Zhu and Gupta's cubic s_t = s_f (1 - (1 - t/N)^3), t = 1 … N, in exact fractions: most weights go while
     many are left. Sizes (``params-``, ``bytes-``) and slices follow it in the share that they save. N:M goes
-    through shares of the weights anywhere, up to the pattern itself, since no N:M lies between dense and N:M.
+    through patterns that keep more of the same M, rounded to more, but never all: zeros anywhere would lie so that
+    some groups end with fewer than N weights. 2:4 thus goes by 3:4, which several stages may aim at.
     """
-    shares = [target.amount * (1 - (1 - Fraction(stage, stages)) ** 3) for stage in range(1, stages)]
-    kind = "unstructured" if target.kind == "nm" else target.kind
-    return (*(Target(kind, share) for share in shares), target)
+    risen = [1 - (1 - Fraction(stage, stages)) ** 3 for stage in range(1, stages)]
+    if target.kind == "nm":
+        most = target.group - target.keep
+        gone = [max(1, int(most * share)) for share in risen]
+        return (*(Target.nm(target.group - count, target.group) for count in gone), target)
+    return (*(Target(target.kind, target.amount * share) for share in risen), target)
 
 
 def steps_of_stages(steps: int, stages: int) -> tuple[int, ...]:

