@@ -37,6 +37,7 @@ def places_of(
     dense: CheckpointSource,
     layers: Selection,
     removed: Mapping[tuple[int, str], int] | None = None,
+    group: int = 0,
 ) -> Places:
     """What may train of a pruned model, read block by block; of the matrices those of ``layers``.
 
@@ -44,6 +45,7 @@ def places_of(
     With ``removed``, how many weights the last pruning chose of a (block, matrix), zeros beyond that number train
     again from zero, those first that are largest in the ``dense`` model (ties by index): an allocation that gave a
     matrix less in this stage than in the one before would else leave it with more zeros than its budget has.
+    ``group``: M of N:M, whose groups have so many zeros each; 0 for budgets of whole matrices.
     """
     family, shape = source.family, source.shape
     reshaped = shape != dense.shape
@@ -58,19 +60,22 @@ def places_of(
                 name = f"{matrix.name}.weight"
                 kept = block[name] != 0
                 if removed is not None:
-                    _free(kept, whole[name], removed[index, matrix.name])
+                    _free(kept, whole[name], removed[index, matrix.name], group)
                 matrices[prefix + name] = None if reshaped else kept.to(source.device)
         vectors += [prefix + name for name, tensor in block.items() if tensor.ndim == 1]
     return Places(matrices, tuple(vectors))
 
 
-def _free(kept: Tensor, dense: Tensor, removed: int) -> None:
-    """Let zeros beyond ``removed`` train, those of the largest dense weights first."""
-    gone = (~kept).flatten().nonzero().flatten()
-    spare = len(gone) - removed
-    if spare > 0:
-        order = torch.argsort(dense.flatten()[gone].float().abs(), descending=True, stable=True)
-        kept.view(-1)[gone[order[:spare]]] = True
+def _free(kept: Tensor, dense: Tensor, removed: int, group: int) -> None:
+    """Let zeros beyond ``removed`` train (of each ``group`` its share), those of the largest dense weights first."""
+    groups = kept.view(-1, group or kept.numel())
+    spare = (~groups).sum(dim=1) - removed // len(groups)
+    over = (spare > 0).nonzero().flatten()
+    if len(over):
+        score = dense.reshape(groups.shape)[over].float().abs().masked_fill(groups[over], -1.0)
+        order = torch.argsort(score, dim=1, descending=True, stable=True)
+        rank = torch.argsort(order, dim=1)
+        groups[over] |= rank < spare[over, None]
 
 
 def hold(parameter: nn.Parameter, mask: Tensor) -> None:

@@ -253,10 +253,10 @@ class _Schedule:
     ) -> Trained:
         """Train the pruned model of ``folder`` and put the result into ``sink``."""
         pruned = _under(self.source, folder / "pruned", torch.float32)
-        # patterns are exact in every group as they are, and freeing a weight would break them
-        counted = number > 1 and self.target.kind != "nm"
         removed = {(matrix.block, matrix.name): matrix.removed for matrix in report.matrices}
-        places = places_of(pruned, self.source, self.layers, removed if counted else None)
+        places = places_of(
+            pruned, self.source, self.layers, removed if number > 1 else None, self.target.group
+        )
         with self.clock("recover_read"):
             model = assemble(pruned)
         recovery = self.what.recovery

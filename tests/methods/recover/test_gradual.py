@@ -34,7 +34,7 @@ def test_patterns_go_through_patterns_and_sizes_through_sizes() -> None:
     assert list(map(str, stage_targets(Target.parse("2:4"), 2))) == ["3:4", "2:4"]
     assert list(map(str, stage_targets(Target.parse("2:4"), 4))) == ["3:4", "3:4", "3:4", "2:4"]
     assert list(map(str, stage_targets(Target.parse("2:16"), 3))) == ["7:16", "3:16", "2:16"]
-    assert list(map(str, stage_targets(Target.parse("7:8"), 9)))[0] == "7:8"  # one at least
+    assert str(stage_targets(Target.parse("7:8"), 9)[0]) == "7:8"  # one at least
     assert list(map(str, stage_targets(Target.parse("params-20%"), 2))) == ["params-17.5%", "params-20%"]
     assert list(map(str, stage_targets(Target.parse("bytes-40%"), 2))) == ["bytes-35%", "bytes-40%"]
 
@@ -49,7 +49,7 @@ def test_stages_share_the_steps(steps: int, stages: int, shared: tuple[int, ...]
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("method", "target"),
-    [("sparsegpt", "90%"), ("magnitude@global", "80%"), ("wanda", "2:4"), ("magnitude", "params-25%")],
+    [("sparsegpt", "90%"), ("magnitude@global", "80%"), ("magnitude", "2:4"), ("magnitude", "params-25%")],
 )
 def test_the_last_stage_hits_the_target(tmp_path: Path, family: str, method: str, target: str) -> None:
     """As many zeros as the pruner alone gives, where the target says, in the dtype stored."""
@@ -138,4 +138,16 @@ def test_budgets_that_change_between_stages_are_kept(tmp_path: Path, method: str
     report, got = prune(tmp_path, "3xfull", method=method, target="70%", steps=30)
     zeros = sum(int((weights(got)[name] == 0).sum()) for name in linears(got))
     assert zeros == sum(m.removed for m in report.matrices)
-    assert zeros == pytest.approx(0.7 * sum(m.rows * m.columns for m in report.matrices), abs=1)
+    assert zeros == pytest.approx(
+        0.7 * sum(m.rows * m.columns for m in report.matrices), abs=18
+    )  # a matrix each
+
+
+def test_patterns_are_freed_group_by_group(tmp_path: Path) -> None:
+    dense = CheckpointSource(saved(tmp_path / "model", "opt"))
+    _, pruned = prune(tmp_path / "pruned", model=dense.folder, target="1:4")
+    budgets = {(index, matrix.name): matrix.size // 2 for index, matrix in Run().selected(pruned)}
+    places = places_of(pruned, dense, EVERYTHING, budgets, 4)
+    _, wanted = prune(tmp_path / "wanted", model=dense.folder, target="2:4")
+    for name, mask in places.matrices.items():
+        assert mask is not None and torch.equal(mask, weights(wanted)[name] != 0), name
