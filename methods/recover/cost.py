@@ -52,7 +52,9 @@ def cost(shape: ModelShape, kind: str, values: Mapping[str, Any], length: int, h
     trained = trainable(shape, None if rank is None else int(rank))
     prunable = sizes.prunable(shape)
     micro = max(length, min(MICRO_TOKENS, batch * length))
-    kept = shape.blocks * (16 * shape.width + 4 * shape.feedforward + shape.heads * length)
+    # measured on the packaged models; BLOOM's attention alone keeps its probabilities
+    kept = 12 * shape.width + (4 if shape.gated else 3) * shape.feedforward
+    kept = shape.blocks * (kept + (3 * shape.heads * length if shape.family == "bloom" else 0))
     activations = micro * (kept + 4 * shape.vocabulary)
     products = 2 * prunable if rank is not None else 0
     memory = _WIDE * (sizes.parameters(shape) + 4 * trained + products + activations) + prunable

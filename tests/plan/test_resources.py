@@ -299,8 +299,9 @@ def test_recovery_counts_the_model_its_gradients_and_its_text() -> None:
     shot = estimate(last(methods="sparsegpt"), rate=1e12)
     lora, full = _recovered("lora"), _recovered("full")
     weights, prunable = 1_315_758_080, 1_207_959_552
-    # weights, gradient, two moments and the best step in float32 for full; the weights and masked sums for LoRA
-    assert full.memory_bytes > 4 * (weights + 4 * prunable) > lora.memory_bytes > 4 * (weights + 2 * prunable)
+    # gradient, two moments and the best step in float32 for full, two masked sums for LoRA, beside the weights
+    assert full.memory_bytes - 1.3 * 4 * 1.99 * prunable == pytest.approx(lora.memory_bytes, rel=0.01)
+    assert lora.memory_bytes > 4 * (weights + 2 * prunable)
     assert shot.memory_bytes < 4 * weights
     assert full.disk_bytes > lora.disk_bytes > shot.disk_bytes
     # 300 steps of 8 windows of 512 tokens, three forward passes' work each
@@ -334,4 +335,4 @@ def test_what_training_would_not_fit_in_is_refused() -> None:
     fitted = fit(replace(found, settings=found.settings.model_copy(update={"yes": True})), there)
     assert [cell.recovery for cell in fitted.cells] == ["", ""]
     assert fitted.refusals[0].cell.recovery == "full"
-    assert re.search(r"needs about \d+ GB of memory, 20 GB are free", fitted.refusals[0].reason)
+    assert re.search(r"needs about [\d.]+ GB of memory, 20.0 GB are free", fitted.refusals[0].reason)

@@ -135,7 +135,7 @@ def test_every_page_says_it(tmp_path: Path, records: list[Record]) -> None:
         metrics=(),
     )
     warned = [entry.model_copy(update={"warnings": ("look",)}) for entry in records[-2:-1]]
-    with Store(tmp_path) as store:
+    with Store(tmp_path, create=True) as store:
         for entry in (*records[:-2], *warned, records[-1], refused):
             store.append(entry)
     report = write_report(tmp_path)
