@@ -212,7 +212,7 @@ def test_hostile_text_stays_inert_in_markdown(hostile: dict[str, str]) -> None:
 def test_hostile_text_runs_no_formula(hostile: dict[str, str]) -> None:
     rows = list(csv.reader(io.StringIO(hostile["results.csv"])))
     assert ",".join(rows[0]) == "cell,status,model,method,target,seed,protocol,metric,unit,value,recovery"
-    assert all(len(row) == 10 for row in rows)
+    assert all(len(row) == 11 for row in rows)
     assert not any(value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for row in rows for value in row)
     assert {row[2] for row in rows} >= {"'=cmd|' /C calc'!A0", "'-2+3", "x" * 10_000, HOSTILE[0]}
     # A row is a line, whatever the names hold.
