@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from methods.entries import AllocationEntry, Method, Parameter, RefinementEntry, Shorthand
+from methods.entries import AllocationEntry, Method, Parameter, RecoveryEntry, RefinementEntry, Shorthand
 from methods.external import catalogue as external
 
-__all__ = ["ALLOCATIONS", "METHODS", "REFINEMENTS", "SHORTHANDS"]
+__all__ = ["ALLOCATIONS", "METHODS", "RECOVERIES", "REFINEMENTS", "SHORTHANDS"]
 
 _REFERENCE = Parameter(
     bool, False, "follow the published code to the letter (one weight more per block, ties)"
@@ -253,6 +253,47 @@ REFINEMENTS = (
             ),
             "power": Parameter(float, 1.0, "exponent of the variance that regrowing divides by", minimum=0.0),
         },
+    ),
+)
+
+
+def _training(lr: float) -> dict[str, Parameter]:
+    """What every recovery can be told of its training."""
+    return {
+        "steps": Parameter(
+            int, 300, "of AdamW, all stages of --gradual together", minimum=1, maximum=10_000_000
+        ),
+        "lr": Parameter(float, lr, "highest learning rate; choose it on validation text", minimum=1e-9),
+        "batch": Parameter(int, 8, "calibration windows of a step", minimum=1, maximum=65536),
+        "warmup": Parameter(
+            float, 0.05, "share of the steps over which the rate rises", minimum=0.0, maximum=1.0
+        ),
+    }
+
+
+_RECOVER = ("methods.recover", "methods.inference.assemble", "methods.slicing.modeling")
+
+RECOVERIES = (
+    RecoveryEntry(
+        name="lora",
+        summary="low-rank updates of the pruned matrices, masked as they train and merged in the end",
+        paper="Hu et al., arXiv 2106.09685; masked as in Zimmer et al., arXiv 2312.15230",
+        factory="methods.recover.lora:LoRA",
+        parameters={
+            "rank": Parameter(int, 8, "of the updates", minimum=1, maximum=65536),
+            "alpha": Parameter(float, 16.0, "the updates count alpha / rank times", minimum=1e-6),
+            **_training(1e-3),
+        },
+        sources=_RECOVER,
+        libraries=("transformers", "peft"),
+    ),
+    RecoveryEntry(
+        name="full",
+        summary="every weight that stayed trains under its mask, and norms and biases",
+        paper="after Han et al., arXiv 1506.02626",
+        factory="methods.recover.full:Full",
+        parameters=_training(1e-4),
+        sources=_RECOVER,
     ),
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from methods.errors import UserError, nearest, shown
 
-__all__ = ["OURS", "AllocationEntry", "Method", "Parameter", "RefinementEntry", "Shorthand"]
+__all__ = ["OURS", "AllocationEntry", "Method", "Parameter", "RecoveryEntry", "RefinementEntry", "Shorthand"]
 
 OURS = "prune-bench"
 """Origin of an entry that names none: of a plug-in's, its distribution takes the place."""
@@ -136,6 +136,24 @@ class RefinementEntry:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     origin: str = OURS
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryEntry:
+    """What trains a pruned model, spelled behind ``--recover``; ``factory`` makes a ``methods.recover.pruner.Recovery``.
+
+    ``libraries``: distributions whose versions change results, beside torch.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    factory: str
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ("transformers",)
+    origin: str = OURS
+    calibrated: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ __all__ = [
     "Outside",
     "PruneReport",
     "Pruner",
+    "RecoveryReport",
     "Reshaping",
     "Residual",
     "Run",
@@ -335,16 +336,39 @@ class Outside:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What training a pruned model took and brought, over all stages of a gradual schedule.
+
+    ``steps`` and ``tokens`` trained on, ``seconds`` of training and choosing; ``trainable``: weights that could
+    change. By stage: what it was pruned to, its loss on held-out text (nat/token) before and after training, and
+    the step that was best. ``resumed``: a part of it was done by a run that was killed.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    steps: int
+    tokens: int
+    trainable: int
+    seconds: float
+    loss_before: tuple[float, ...]
+    loss_after: tuple[float, ...]
+    best_steps: tuple[int, ...]
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What a pruner did to a model. ``seconds`` by phase: what the method takes (allocate, forward, moments,
     solve), and what the harness adds (read, write, error: the held-out text's forward passes and errors).
-    ``outside``: the program that did the work instead of this one; its memory is the method's."""
+    ``outside``: the program that did the work instead of this one; its memory is the method's. ``recovery``: the
+    training behind it, if there was one."""
 
     matrices: tuple[MatrixReport, ...]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
     resumed_blocks: int = 0
     outside: Outside | None = None
+    recovery: RecoveryReport | None = None
 
 
 class Observer(Protocol):

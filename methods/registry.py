@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import importlib
 import keyword
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from methods import catalogue
-from methods.entries import OURS, AllocationEntry, Method, Parameter, RefinementEntry, Shorthand
+from methods.entries import (
+    OURS,
+    AllocationEntry,
+    Method,
+    Parameter,
+    RecoveryEntry,
+    RefinementEntry,
+    Shorthand,
+)
 from methods.errors import UserError, nearest, shown
+from methods.recover import spelling as recover_spelling
+from methods.recover.spelling import RecoverySpelling
 from methods.selection import Selection
 from methods.spelling import DENSE_METHOD, Spelling, parse
 
@@ -28,10 +38,12 @@ __all__ = [
     "AllocationEntry",
     "Method",
     "Parameter",
+    "RecoveryEntry",
     "RefinementEntry",
     "Shorthand",
     "Spelling",
     "allocations",
+    "calibrated",
     "declared",
     "get",
     "method",
@@ -39,6 +51,9 @@ __all__ = [
     "outside",
     "parameters_of",
     "recorded",
+    "recoveries",
+    "recovery",
+    "recovery_libraries",
     "refinements",
     "rule",
     "shorthands",
@@ -53,33 +68,46 @@ ENTRY_POINTS: Mapping[str, type[Method] | type[AllocationEntry] | type[Refinemen
 }
 """Entry-point groups in which a package names what it brings, with what each of them holds."""
 
-_Entry = Method | AllocationEntry | RefinementEntry
+_Entry = Method | AllocationEntry | RefinementEntry | RecoveryEntry
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Every entry by name. Rules, allocations and refinements share one set of names, so that ``--set`` is clear."""
+    """Every entry by name. All kinds share one set of names, so that ``--set`` is clear."""
 
     rules: dict[str, Method] = field(default_factory=dict)
     allocations: dict[str, AllocationEntry] = field(default_factory=dict)
     refinements: dict[str, RefinementEntry] = field(default_factory=dict)
+    recoveries: dict[str, RecoveryEntry] = field(default_factory=dict)
 
     def add(self, entry: _Entry) -> None:
         if isinstance(entry, Method):
             self.rules[entry.name] = entry
         elif isinstance(entry, AllocationEntry):
             self.allocations[entry.name] = entry
+        elif isinstance(entry, RecoveryEntry):
+            self.recoveries[entry.name] = entry
         else:
             self.refinements[entry.name] = entry
 
     def find(self, name: str) -> _Entry | None:
-        return self.rules.get(name) or self.allocations.get(name) or self.refinements.get(name)
+        return (
+            self.rules.get(name)
+            or self.allocations.get(name)
+            or self.refinements.get(name)
+            or self.recoveries.get(name)
+        )
 
 
 @cache
 def _table() -> _Table:
     table = _Table()
-    ours: tuple[_Entry, ...] = (*catalogue.METHODS, *catalogue.ALLOCATIONS, *catalogue.REFINEMENTS)
+    ours: tuple[_Entry, ...] = (
+        *catalogue.METHODS,
+        *catalogue.ALLOCATIONS,
+        *catalogue.REFINEMENTS,
+        *catalogue.RECOVERIES,
+    )
     for entry in ours:
         table.add(entry)
     for group, kind in ENTRY_POINTS.items():
@@ -124,6 +152,11 @@ def refinements() -> Mapping[str, RefinementEntry]:
     return dict(_table().refinements)
 
 
+def recoveries() -> Mapping[str, RecoveryEntry]:
+    """Recoveries by name."""
+    return dict(_table().recoveries)
+
+
 def shorthands() -> Mapping[str, Shorthand]:
     """Shorthands by name."""
     return {entry.name: entry for entry in catalogue.SHORTHANDS}
@@ -138,7 +171,7 @@ def method(rule: str) -> Method:
 
 
 def parameters_of(name: str) -> Mapping[str, Parameter]:
-    """What ``--set name.parameter=value`` may set of a rule, allocation or refinement. Raises UserError."""
+    """What ``--set name.parameter=value`` may set of a rule, allocation, refinement or recovery. Raises UserError."""
     entry = _table().find(name)
     return dict((entry or method(name)).parameters)
 
@@ -167,14 +200,24 @@ def spelling(text: str) -> Spelling:
     return replace(parsed, allocation="" if parsed.allocation == "uniform" else parsed.allocation)
 
 
-def declared(text: str) -> dict[str, Parameter]:
+def recovery(text: str) -> RecoverySpelling:
+    """The parts of ``lora``, ``4xfull`` …, nothing for one shot. Raises UserError with the nearest names."""
+    parsed = recover_spelling.parse(text)
+    if parsed and parsed.kind not in _table().recoveries:
+        raise UserError(_unknown("recovery", parsed.kind, _table().recoveries))
+    return parsed
+
+
+def declared(text: str, recover: str = "") -> dict[str, Parameter]:
     """All parameters of a whole spelling as a cell names them: the rule's plain, others as ``owl.lambda``.
 
+    ``recover``: the spelling of what trains the model afterwards, whose parameters are ``lora.rank`` and so on.
     A shorthand's values are their defaults. Raises UserError for unknown names.
     """
     parsed = spelling(text)
     found = dict(method(parsed.rule).parameters)
-    for name in _others(parsed):
+    trained = recovery(recover)
+    for name in (*_others(parsed), *([trained.kind] if trained else [])):
         found |= {f"{name}.{key}": value for key, value in parameters_of(name).items()}
     short = shorthands().get(parse(text).rule)
     for key, value in (short.parameters if short else {}).items():
@@ -182,20 +225,39 @@ def declared(text: str) -> dict[str, Parameter]:
     return found
 
 
-def get(text: str, parameters: Mapping[str, Any], layers: str = "") -> Pruner:
+def get(text: str, parameters: Mapping[str, Any], layers: str = "", recover: str = "") -> Pruner:
     """The pruner of a spelling, with these parameters, named as ``declared`` does; others keep their defaults.
 
-    ``layers`` selects matrices, as ``Selection`` spells it. Raises UserError for unknown names, for values that
-    are not what the entry declares, and for a selection given to a method that is not layer-wise.
+    ``layers`` selects matrices, as ``Selection`` spells it; ``recover`` spells what trains the model afterwards.
+    Raises UserError for unknown names, for values that are not what the entry declares, and for a selection given
+    to a method that is not layer-wise.
     """
-    parsed = spelling(text)
+    parsed, trained = spelling(text), recovery(recover)
     entry = method(parsed.rule)
-    known = declared(text)
+    known = declared(text, recover)
     for name in parameters:
         if name not in known:
             raise UserError(_unknown(f"parameter of {parsed}", name, known))
         known[name].check(name if "." in name else f"{parsed.rule}.{name}", parameters[name])
     values = {**{name: parameter.default for name, parameter in known.items()}, **parameters}
+
+    def other(found: _Entry) -> Any:
+        prefix = f"{found.name}."
+        own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        return _make(found, own)
+
+    pruner = _pruner(entry, parsed, values, other, layers)
+    if not trained:
+        return pruner
+    from methods.recover.pruner import recovered
+
+    return recovered(pruner, other(_table().recoveries[trained.kind]), trained.stages)
+
+
+def _pruner(
+    entry: Method, parsed: Spelling, values: Mapping[str, Any], other: Callable[[_Entry], Any], layers: str
+) -> Pruner:
+    """The pruner alone; ``other`` makes what goes with a rule."""
     made = _make(entry, {name: value for name, value in values.items() if "." not in name})
     if not entry.layerwise:
         if layers:
@@ -207,12 +269,6 @@ def get(text: str, parameters: Mapping[str, Any], layers: str = "") -> Pruner:
     from methods.layerwise.pruner import layerwise
 
     table = _table()
-
-    def other(found: _Entry) -> Any:
-        prefix = f"{found.name}."
-        own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-        return _make(found, own)
-
     return layerwise(
         made,
         allocate=other(table.allocations[parsed.allocation or "uniform"]),
@@ -246,14 +302,29 @@ def outside(text: str, parameters: Mapping[str, Any]) -> dict[str, str]:
     return dict(_load(entry.outside)(**own))
 
 
-def source_modules(text: str) -> tuple[str, ...]:
-    """Modules of a spelling's rule, allocation and refinements: what its pruned weights depend on."""
-    parsed = spelling(text)
+def recovery_libraries(recover: str) -> tuple[str, ...]:
+    """Distributions whose versions a recovery's weights depend on, beside torch."""
+    trained = recovery(recover)
+    return _table().recoveries[trained.kind].libraries if trained else ()
+
+
+def calibrated(text: str) -> bool:
+    """Whether a spelling's rule, allocation or refinements use calibration text: training behind them always does."""
+    parsed, table = spelling(text), _table()
+    entries = (method(parsed.rule), table.allocations[parsed.allocation or "uniform"])
+    refined = (table.refinements[name] for name in parsed.refinements)
+    return any(entry.calibrated for entry in entries) or any(entry.calibrated for entry in refined)
+
+
+def source_modules(text: str, recover: str = "") -> tuple[str, ...]:
+    """Modules of a spelling's rule, allocation, refinements and recovery: what its pruned weights depend on."""
+    parsed, trained = spelling(text), recovery(recover)
     table = _table()
     entries: list[_Entry] = [
         method(parsed.rule),
         table.allocations[parsed.allocation or "uniform"],
         *(table.refinements[name] for name in parsed.refinements),
+        *([table.recoveries[trained.kind]] if trained else []),
     ]
     return tuple(module for entry in entries for module in (entry.factory.partition(":")[0], *entry.sources))
 
@@ -295,6 +366,7 @@ def _unknown(kind: str, seen: str, allowed: Iterable[str]) -> str:
         Method: f"it is a method: write --methods {seen}",
         AllocationEntry: f"it is an allocation: write it behind @, as in magnitude@{seen}",
         RefinementEntry: f"it is a refinement: write it behind +, as in magnitude+{seen}",
+        RecoveryEntry: f"it is a recovery: write --recover {seen}",
     }
     hint = nearest(seen, words) or f"; known: {', '.join(words) or 'none'}"
     if found is not None:

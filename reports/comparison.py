@@ -29,13 +29,17 @@ Parts = tuple[Record, ...]
 
 
 class Key(NamedTuple):
-    """What rows must share to stand in one table: `text` is a digest, `environment` set for speeds only."""
+    """What rows must share to stand in one table: `text` is a digest, `environment` set for speeds only.
+
+    `recovered`: the models were trained after pruning, and so compare with each other and dense only.
+    """
 
     model: str
     revision: str
     protocol: str
     text: str = ""
     environment: str = ""
+    recovered: bool = False
 
 
 Slots = dict[Key, dict[Identity, list[Parts]]]
@@ -55,11 +59,13 @@ class Row:
     units: dict[tuple[str, str], str]
     change: Summary
     variant: str = ""
+    recovery: str = ""
 
     @property
     def name(self) -> str:
-        """The method as shown, with whatever tells it from its namesakes in the same group."""
-        return f"{self.method} ({self.variant})" if self.variant else self.method
+        """The method as shown, with what trained its model and whatever tells it from its namesakes in the group."""
+        spelled = f"{self.method} with {self.recovery}" if self.recovery else self.method
+        return f"{spelled} ({self.variant})" if self.variant else spelled
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -149,6 +155,7 @@ def compare(records: Sequence[Record]) -> Comparison:
     for record in prunes.values():
         if record.cell not in evaluated:
             _place(groups, record, (*saves.get(record.cell, ()), record))
+    _add_dense(groups)
     return Comparison(
         groups=tuple(
             _group(key, slots, _apart(key, groups))
@@ -160,9 +167,40 @@ def compare(records: Sequence[Record]) -> Comparison:
     )
 
 
+def recovery_of(record: Record) -> str:
+    """What trained the model after pruning, as `lora` or `4xfull`; empty for one-shot results."""
+    spelled = record.parameters.get("recovery", "")
+    return spelled if isinstance(spelled, str) else str(spelled)
+
+
+def asked_of(record: Record) -> str:
+    """A record's method as people read it, with what trained the model."""
+    recovery = recovery_of(record)
+    return f"{record.method} with {recovery}" if recovery else record.method
+
+
+def _add_dense(groups: Slots) -> None:
+    """Set the dense model beside recovered ones, too: changes are against it."""
+    for key, slots in groups.items():
+        if key.recovered:
+            dense = {
+                identity: list(runs)
+                for identity, runs in groups.get(key._replace(recovered=False), {}).items()
+                if identity[0] == DENSE
+            }
+            groups[key] = {**dense, **slots}
+
+
 def _place(groups: Slots, record: Record, parts: Parts) -> None:
     environment = record.environment if record.phase in TIMED_PHASES else ""
-    key = Key(record.model, _revision(record), record.protocol, _text(record), environment)
+    key = Key(
+        record.model,
+        _revision(record),
+        record.protocol,
+        _text(record),
+        environment,
+        bool(recovery_of(record)),
+    )
     identity = (
         record.method,
         record.target,
@@ -195,7 +233,8 @@ def _text(record: Record) -> str:
 
 
 def _apart(key: Key, groups: Slots) -> str:
-    namesakes = [other for other in groups if (other.model, other.protocol) == (key.model, key.protocol)]
+    shared = (key.model, key.protocol, key.recovered)
+    namesakes = [other for other in groups if (other.model, other.protocol, other.recovered) == shared]
     said = []
     for noun, own, found in (
         ("text", key.text, {other.text for other in namesakes}),
@@ -253,6 +292,7 @@ def _row(identity: Identity, members: Sequence[Parts], variant: str = "") -> Row
         units=units,
         change=Summary(None, None, 0),
         variant=variant,
+        recovery=recovery_of(members[0][-1]),
     )
 
 
@@ -279,7 +319,8 @@ def _tell_apart(rows: Sequence[Row]) -> list[Row]:
     """Name what differs where one method appears more than once at a target."""
     named: list[Row] = []
     for row in rows:
-        twins = [other for other in rows if (other.method, other.target) == (row.method, row.target)]
+        own = (row.method, row.target, row.recovery)
+        twins = [other for other in rows if (other.method, other.target, other.recovery) == own]
         parts = [row.variant] if row.variant else []
         if len({other.dtype for other in twins}) > 1:
             parts.append(row.dtype)

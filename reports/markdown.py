@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reports.comparison import Comparison
+from reports.comparison import Comparison, asked_of
 from reports.load import Loaded
 from reports.overview import headline, overview
 from reports.provenance import facts_table
@@ -51,7 +51,7 @@ def markdown_page(loaded: Loaded, comparison: Comparison) -> str:
     if comparison.warnings:
         lines += ["## Warnings", ""]
         for record, text in comparison.warnings:
-            where = f"{record.model} {record.method} {record.target}"
+            where = f"{record.model} {asked_of(record)} {record.target}"
             lines.append(f"- {escape_markdown(where)}: {escape_markdown(clean(text, 1000))}")
         lines.append("")
     if loaded.damage:

@@ -117,6 +117,10 @@ def _notes(group: Group) -> list[str]:
                 f"{clean(row.name)} at {clean(row.target)} is more than {BROKEN:.0f} times dense: "
                 "treat that model as broken, not as worse."
             )
+    if group.key.recovered:
+        notes.append(
+            "Trained after pruning, each as long as its cost says: not to be ranked against one-shot results."
+        )
     seeds = {row.seeds for row in group.rows if row.seeds}
     if single_seed(group.rows):
         alone = "one calibration seed" if len(seeds) == 1 else "one calibration seed for some rows"

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.results.files import fault, replace_file
 from bench.results.records import now
-from reports.comparison import Comparison, Group, compare
+from reports.comparison import Comparison, Group, asked_of, compare
 from reports.figures import error_map, quality_chart
 from reports.load import Loaded, load
 from reports.markdown import markdown_page
@@ -117,7 +117,8 @@ def render_page(loaded: Loaded, comparison: Comparison) -> str:
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),
         warnings=[
-            (f"{record.model} {record.method} {record.target}", text) for record, text in comparison.warnings
+            (f"{record.model} {asked_of(record)} {record.target}", text)
+            for record, text in comparison.warnings
         ],
         facts=facts_table(comparison.records),
         cells=cells_table(comparison.records),

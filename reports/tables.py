@@ -18,6 +18,7 @@ from reports.comparison import (
     Comparison,
     Group,
     Row,
+    asked_of,
     compare,
     standings,
 )
@@ -42,6 +43,10 @@ _COST: Final = (
     ("Non-zero parameters", SIZE_PHASE, "parameters_nonzero"),
     ("Bytes", SIZE_PHASE, "bytes"),
     ("Prune time", SIZE_PHASE, "prune_time"),
+    ("Recovery time", SIZE_PHASE, "recover_time"),
+    ("Recovery steps", SIZE_PHASE, "recover_steps"),
+    ("Tokens trained on", SIZE_PHASE, "recover_tokens"),
+    ("Parameters trained", SIZE_PHASE, "recover_parameters"),
     ("Added memory, prune", SIZE_PHASE, "added_memory"),
 )
 _SAVED: Final = (
@@ -69,8 +74,15 @@ _SINGLE_NOTE: Final = (
     "Times, speeds and memory are single measurements on a machine that may have been busy with other work."
 )
 _ADDED_NOTE: Final = "Added memory is the peak less what the process held before pruning began."
+_RECOVERED_NOTE: Final = (
+    "These models were trained after pruning, on the calibration text: they are no one-shot results, and places "
+    "are among themselves. Sizes, times and memory count all stages of a gradual schedule."
+)
 _BYTES_NOTE: Final = "Bytes are the size with zeros stored dense."
-_DISK_NOTE: Final = "On disk is what a saved model's weight files take, headers and all; bounds are the same form reckoned from counts."
+_DISK_NOTE: Final = (
+    "On disk is what a saved model's weight files take, headers and all; "
+    "bounds are the same form reckoned from counts."
+)
 _PACKED_NOTE: Final = (
     "Quantised sizes are those of the packed form, its scales and zero points included; "
     "zeros take as many bits there as other weights."
@@ -168,7 +180,7 @@ def quality_table(group: Group) -> Table:
         for row in group.rows
     ]
     table = _table("Quality", [*_NAMES, *titles, *_CONTEXT], rows, words=len(_CONTEXT))
-    notes = []
+    notes = [_RECOVERED_NOTE] if group.key.recovered else []
     if "Held-out error" in table.columns:
         notes.append(_HELDOUT_NOTE)
     if any(column[1:] in {speed[1:] for speed in _SPEED} for column in measured):
@@ -253,7 +265,7 @@ def problem_table(comparison: Comparison) -> Table:
     """Cells that were refused or failed, with the reason recorded."""
     rows = [
         [
-            *(clean(part) for part in (record.model, record.method, record.target)),
+            *(clean(part) for part in (record.model, asked_of(record), record.target)),
             MISSING if record.seed is None else clean(record.seed, 20),
             record.status,
             record.phase,
@@ -290,7 +302,8 @@ def title_of(group: Group) -> str:
     """A group's heading: model, its label, and the protocol whose figures it holds."""
     model = clean(group.model) + (f" ({clean(group.label)})" if group.label else "")
     apart = f" · {group.apart}" if group.apart else ""
-    return f"{model} · {clean(group.protocol) if group.protocol else 'not evaluated'}{apart}"
+    recovered = " · with recovery" if group.key.recovered else ""
+    return f"{model} · {clean(group.protocol) if group.protocol else 'not evaluated'}{recovered}{apart}"
 
 
 def terminal_table(records: Iterable[Record]) -> RenderableType:
@@ -312,7 +325,8 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
         heading, memory = ("Memory", "peak_memory")
         if any((SIZE_PHASE, "added_memory") in row.figures for row in group.rows):
             heading, memory = ("Added\nmemory", "added_memory")
-        columns = ("Method", "Target", "Perplexity", "Change", "KL", "Flips", "Sparse", "Prune", heading)
+        times = {"Prune": "prune_time"} | ({"Recover": "recover_time"} if group.key.recovered else {})
+        columns = ("Method", "Target", "Perplexity", "Change", "KL", "Flips", "Sparse", *times, heading)
         for index, column in enumerate(columns):
             named = index < 2
             grid.add_column(column, justify="left" if named else "right", overflow="fold", no_wrap=not named)
@@ -321,7 +335,7 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
                 *(clean(row.name, 60), clean(row.target, 30)),
                 *(figure_of(row, QUALITY_PHASE, "perplexity"), _mean_change(row)),
                 *(_mean(row, QUALITY_PHASE, name) for name in ("kl_to_dense", "top1_flip_rate")),
-                *(_mean(row, SIZE_PHASE, name) for name in ("sparsity", "prune_time", memory)),
+                *(_mean(row, SIZE_PHASE, name) for name in ("sparsity", *times.values(), memory)),
             )
             grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
         parts.append(grid)
@@ -331,7 +345,7 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
         parts.append(Text("Refused and failed", style="bold"))
     for record in comparison.problems:
         seed = "" if record.seed is None else f" seed {record.seed}"
-        where = f"{record.status:8} {record.model} {record.method} {record.target}{seed}"
+        where = f"{record.status:8} {record.model} {asked_of(record)} {record.target}{seed}"
         parts.append(Text(f"{clean(where)}: {clean(record.reason, 1000) or 'no reason recorded'}"))
     if not parts:
         parts.append(Text("No results yet."))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["evaluations", "forms", "methods", "models", "parameters", "protocols", "texts"]
+__all__ = ["evaluations", "forms", "methods", "models", "parameters", "protocols", "recoveries", "texts"]
 
 _Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -31,7 +31,12 @@ def parameters(_ctx: click.Context, _parameter: click.Parameter, incomplete: str
     """Complete ``name.parameter=``."""
     from methods import registry
 
-    owners = (*registry.names(), *registry.allocations(), *registry.refinements())
+    owners = (
+        *registry.names(),
+        *registry.allocations(),
+        *registry.refinements(),
+        *registry.recoveries(),
+    )
     words = (f"{owner}.{name}=" for owner in owners for name in registry.parameters_of(owner))
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
@@ -51,6 +56,12 @@ def _methods(last: str) -> Iterable[str]:
         return (*registry.names(), *registry.shorthands())
     known: Iterable[str] = registry.allocations() if last[cut] == "@" else registry.refinements()
     return (last[: cut + 1] + name for name in known)
+
+
+def _recoveries(_last: str) -> Iterable[str]:
+    from methods import registry
+
+    return ("none", *registry.recoveries())
 
 
 def _protocols(_last: str) -> Iterable[str]:
@@ -80,6 +91,7 @@ def _forms(_last: str) -> Iterable[str]:
 models = _list_of(_models)
 methods = _list_of(_methods)
 protocols = _list_of(_protocols)
+recoveries = _list_of(_recoveries)
 texts = _list_of(_texts)
 evaluations = _list_of(_evaluations)
 forms = _list_of(_forms)

@@ -246,6 +246,7 @@ def _named(index: int, cell: Cell) -> dict[str, Any]:
         "index": index,
         "model": cell.model,
         "method": cell.method,
+        **({"recovery": cell.recovery} if cell.recovery else {}),
         "target": cell.target,
         "seed": cell.seed,
     }

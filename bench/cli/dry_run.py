@@ -20,7 +20,7 @@ def show(plan: Plan, stored: frozenset[Cell] = frozenset()) -> None:
         return
     rows = [
         (
-            *(cell["model"], cell["method"], cell["target"], "-" if cell["seed"] is None else cell["seed"]),
+            *(cell["model"], _spelled(cell), cell["target"], "-" if cell["seed"] is None else cell["seed"]),
             "stored" if cell["stored"] else "on disk" if cell["model_cached"] else "fetch",
             bytes_text(cell["download_bytes"]),
             bytes_text(cell["disk_bytes"]),
@@ -79,9 +79,14 @@ def _grouped(refused: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Refusals of one model for one reason in one row."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for cell in refused:
-        spelled = cell["method"] if cell["method"] == DENSE_METHOD else f"{cell['method']} {cell['target']}"
+        spelled = cell["method"] if cell["method"] == DENSE_METHOD else f"{_spelled(cell)} {cell['target']}"
         found.setdefault((cell["model"], cell["reason"]), {})[spelled] = None
     return [(model, ", ".join(cells), reason) for (model, reason), cells in found.items()]
+
+
+def _spelled(cell: dict[str, Any]) -> str:
+    """The method, and what trains the model afterwards."""
+    return f"{cell['method']} with {cell['recovery']}" if "recovery" in cell else str(cell["method"])
 
 
 def _needs(need: Estimate, stored: bool) -> dict[str, Any]:
@@ -101,6 +106,7 @@ def _named(cell: Cell) -> dict[str, Any]:
         "method": cell.method,
         "target": cell.target,
         **({"layers": cell.layers} if cell.layers else {}),
+        **({"recovery": cell.recovery} if cell.recovery else {}),
         "seed": cell.seed,
         "dtype": cell.dtype,
         "device": cell.device,

@@ -10,7 +10,7 @@ import click
 from bench.cli.output import bytes_text, print_json, print_table
 
 if TYPE_CHECKING:
-    from methods.registry import AllocationEntry, Method, RefinementEntry
+    from methods.registry import AllocationEntry, Method, RecoveryEntry, RefinementEntry
 
 __all__ = ["command"]
 
@@ -57,7 +57,7 @@ def _methods() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     return rows, ("method", "summary", "calibrated", "parameters", "paper", "origin")
 
 
-def _described(entry: Method | AllocationEntry | RefinementEntry) -> dict[str, Any]:
+def _described(entry: Method | AllocationEntry | RefinementEntry | RecoveryEntry) -> dict[str, Any]:
     return {
         "summary": entry.summary,
         "calibrated": entry.calibrated,
@@ -81,6 +81,13 @@ def _refinements() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     return rows, ("refinement", "summary", "calibrated", "parameters", "paper", "origin")
 
 
+def _recoveries() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from methods import registry
+
+    rows = [{"recovery": name, **_described(entry)} for name, entry in registry.recoveries().items()]
+    return rows, ("recovery", "summary", "calibrated", "parameters", "paper", "origin")
+
+
 def _parameters() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     from methods import registry
 
@@ -92,7 +99,12 @@ def _parameters() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
             "choices": None if value.choices is None else list(value.choices),
             "help": value.help,
         }
-        for name in (*registry.names(), *registry.allocations(), *registry.refinements())
+        for name in (
+            *registry.names(),
+            *registry.allocations(),
+            *registry.refinements(),
+            *registry.recoveries(),
+        )
         for key, value in registry.parameters_of(name).items()
     ]
     return rows, ("parameter", "type", "default", "help")
@@ -138,6 +150,7 @@ _KINDS: dict[str, Callable[[], tuple[list[dict[str, Any]], tuple[str, ...]]]] = 
     "methods": _methods,
     "allocations": _allocations,
     "refinements": _refinements,
+    "recoveries": _recoveries,
     "parameters": _parameters,
     "protocols": _protocols,
     "texts": _texts,

@@ -25,6 +25,7 @@ Examples
   bench run --methods sparsegpt,magnitude --models nano-*
   bench run --methods sparsegpt --models opt-125m,bloom-560m --sparsity 0.5,0.6 --seeds 0,1,2
   bench run --methods sparsegpt,slicegpt --models nano-* --sparsity 0.5 --slicing 0.1,0.2 --params 0.2
+  bench run --methods sparsegpt --models nano-opt --sparsity 0.8 --recover none,full --gradual 1,4
   bench run --models path:/models/mine --pattern unstructured,2:4 --eval perplexity --dry-run
 """
 
@@ -51,6 +52,17 @@ _SETTINGS = {"allow_extra_args": True}
 @click.option("--bits", metavar="LIST", help="Quantise too, each target on grids of 2, 3, 4 or 8 bits; none.")
 @click.option(
     "--layers", metavar="CLAUSES", help="Matrices to work on, such as blocks=0-3,only=mlp,except=down; all."
+)
+@click.option(
+    "--recover",
+    metavar="LIST",
+    shell_complete=complete.recoveries,
+    help="Train the pruned models on the calibration text, each way by itself: none, lora, full; none.",
+)
+@click.option(
+    "--gradual",
+    metavar="LIST",
+    help="Stages of pruning and training (--recover), such as 1,4; 1 is a single pruning; 1.",
 )
 @click.option("--seeds", metavar="LIST", help="Seeds of the calibration draw; 0.")
 @click.option("--calibration", metavar="TEXT", shell_complete=complete.texts, help="Calibration text.")
@@ -92,7 +104,7 @@ _SETTINGS = {"allow_extra_args": True}
     metavar="NAME.PARAMETER=VALUE",
     multiple=True,
     shell_complete=complete.parameters,
-    help="Set a parameter of a method, allocation or refinement.",
+    help="Set a parameter of a method, allocation, refinement or recovery.",
 )
 @click.option("--save", is_flag=True, default=None, help="Keep the pruned models, dense with zeros.")
 @click.option(

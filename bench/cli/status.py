@@ -7,6 +7,7 @@ import json
 import shlex
 import socket
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def _records(out: Path) -> tuple[dict[str, int], list[str], list[dict[str, str]]
     records = current(store.history())
     problems = [
         {
-            "cell": f"{record.model} {record.method} {record.target}",
+            "cell": f"{record.model} {record.method} {record.target}{_trained(record.parameters)}",
             "status": record.status,
             "reason": one_line(record.reason),
         }
@@ -151,7 +152,9 @@ def _records(out: Path) -> tuple[dict[str, int], list[str], list[dict[str, str]]
 def _now(cell: dict[str, Any]) -> str:
     seed = "" if cell.get("seed") is None else f" seed {cell['seed']}"
     phase = f", {cell['phase']} {cell.get('done', 0)}/{cell.get('total', 0)}" if cell.get("phase") else ""
-    return one_line(f"{cell.get('model')} {cell.get('method')} {cell.get('target')}{seed}{phase}")
+    return one_line(
+        f"{cell.get('model')} {cell.get('method')} {cell.get('target')}{_trained(cell)}{seed}{phase}"
+    )
 
 
 def _resume(live: dict[str, Any]) -> str | None:
@@ -166,3 +169,8 @@ def _who(found: dict[str, Any]) -> str:
         return ""
     since = f", started {found['started']}" if found["started"] else ""
     return f" (process {found['pid']} on {found['host']}{since})"
+
+
+def _trained(said: Mapping[str, Any]) -> str:
+    """What trained the model after pruning, as a record or a run's state says."""
+    return f" with {said['recovery']}" if said.get("recovery") else ""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bench.text.protocols import CalibrationProtocol, EvaluationProtocol, Protocol
     from methods.entries import Method
     from methods.interface import ModelShape, Pruner
+    from methods.recover.spelling import RecoverySpelling
     from methods.spelling import Spelling
 
 __all__ = [
@@ -48,7 +49,7 @@ class Cell:
     """Canonical ``rule[@allocation][+refinement]``, or ``dense``."""
     parameters: tuple[tuple[str, Value], ...]
     """Every declared parameter of the method with its value, defaults included, sorted by name: the rule's by
-    plain name, those of its allocation and refinements as ``owl.lambda``."""
+    plain name, those of its allocation, refinements and recovery as ``owl.lambda``."""
     target: str
     seed: int | None
     dtype: str
@@ -72,6 +73,8 @@ class Cell:
     """Items of each task, from its start; 0 is all."""
     layers: str = ""
     """Canonical spelling of the matrices worked on (see ``methods.selection``); empty is all."""
+    recovery: str = ""
+    """What trains the model afterwards, as ``lora`` or ``4xfull`` (see ``methods.recover.spelling``); empty is one shot."""
 
     @property
     def name(self) -> str:
@@ -80,7 +83,8 @@ class Cell:
             return f"{self.model} dense"
         seed = "" if self.seed is None else f" seed {self.seed}"
         layers = f" {self.layers}" if self.layers else ""
-        return f"{self.model} {self.method} {self.target}{layers}{seed}"
+        recovery = f" with {self.recovery}" if self.recovery else ""
+        return f"{self.model} {self.method} {self.target}{layers}{recovery}{seed}"
 
     def protocol(self, phase: str) -> str:
         """Evaluation protocol id of a phase: only equal ids share a column. Empty for the prune itself."""
@@ -129,6 +133,7 @@ class _Method:
     parameters: tuple[tuple[str, Value], ...]
     pruner: Pruner
     scheduled: bool
+    recovery: str = ""
 
 
 def expand(settings: Settings) -> Plan:
@@ -178,7 +183,9 @@ def _methods(settings: Settings) -> list[_Method]:
     from methods import registry
 
     texts = {text: registry.spelling(text) for text in settings.methods if text != DENSE_METHOD}
+    recoveries = _recoveries(settings, bool(texts))
     named = {DENSE_METHOD} if DENSE_METHOD in settings.methods else set()
+    named.update(recovery.kind for recovery in recoveries if recovery)
     for parts in texts.values():
         named.update(_owners(parts))
     given: dict[tuple[str, str], Value] = {}
@@ -188,20 +195,44 @@ def _methods(settings: Settings) -> list[_Method]:
         given[owner, name] = typed(owner, name, value, registry.parameters_of(owner))
     chosen: dict[tuple[object, ...], _Method] = {}
     for text, parts in texts.items():
-        parameters: dict[str, Value] = {}
-        for key, parameter in registry.declared(text).items():
-            owner, _, name = key.rpartition(".")
-            parameters[key] = given.get((owner or parts.rule, name), parameter.default)
-        made = tuple(sorted(parameters.items()))
         entry = registry.method(parts.rule)
         targets = settings.targets(entry.default_target, entry.targets)
         if not targets:
             raise UserError(_aimless(entry, settings))
         layers = settings.layers if entry.layerwise else ""
-        pruner = registry.get(str(parts), parameters, layers)
-        chosen.setdefault((parts, made), _Method(str(parts), targets, made, pruner, entry.scheduled))
+        for recovery in recoveries:
+            spelled = str(recovery)
+            parameters: dict[str, Value] = {}
+            for key, parameter in registry.declared(text, spelled).items():
+                owner, _, name = key.rpartition(".")
+                parameters[key] = given.get((owner or parts.rule, name), parameter.default)
+            made = tuple(sorted(parameters.items()))
+            pruner = registry.get(str(parts), parameters, layers, spelled)
+            scheduled = entry.scheduled and registry.calibrated(str(parts))
+            found = _Method(str(parts), targets, made, pruner, scheduled, spelled)
+            chosen.setdefault((parts, made, recovery), found)
     _check_used(settings, list(chosen.values()))
     return list(chosen.values())
+
+
+def _recoveries(settings: Settings, pruning: bool) -> list[RecoverySpelling]:
+    """What trains the pruned models. Raises UserError for an unknown name, or where nothing is pruned."""
+    from methods import registry
+    from methods.errors import nearest
+
+    known = ("none", *registry.recoveries())
+    for word in settings.recover:
+        if word not in known:
+            raise UserError(
+                f"--recover '{shown(word)}' is unknown; use {', '.join(known)}{nearest(word, known)}"
+            )
+    found = [registry.recovery(spelled) for spelled in settings.recoveries()]
+    if any(found) and not pruning:
+        raise UserError(
+            f"--recover {','.join(settings.recover)} trains pruned models, and --methods has only dense; "
+            "add a method, or leave --recover out"
+        )
+    return found
 
 
 def _aimless(entry: Method, settings: Settings) -> str:
@@ -238,6 +269,8 @@ def _misplaced(owner: str, name: str, named: set[str]) -> str:
         return (
             f"--set {owner}.{name}: {owner} is short for {short.spelling}; write --set {right}.{shown(name)}"
         )
+    if owner in registry.recoveries():
+        return f"--set {owner}.{shown(name)} is for a recovery not run; add --recover {owner}"
     return (
         f"--set {owner}.{name} is for a method not run; --methods has {', '.join(sorted(named))}"
         f"{nearest(owner, named)}"
@@ -317,6 +350,7 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
         target=str(target),
         heldout=calibration,
         layers=settings.layers,
+        recovery=method.recovery,
     )
     if not method.pruner.needs_calibration:
         yield cell
@@ -335,7 +369,7 @@ def _used(method: _Method, target: Target) -> tuple[tuple[str, Value], ...]:
     """A method's parameters without those of grids where the target has none: equal work has equal cells."""
     from methods import registry
 
-    known = registry.declared(method.name)
+    known = registry.declared(method.name, method.recovery)
     return tuple((key, value) for key, value in method.parameters if target.bits or not known[key].grids)
 
 

@@ -3,7 +3,8 @@
 Nothing is loaded. Memory follows the walk, one decoder block at a time:
 base + 1.3 x (two blocks + Hessian workspace + hidden states + activations of a batch + the token table +
 logits + the dense model's last states, which divergence is measured against). Slicing has float64 workspaces in
-place of Hessians, and what it writes and what is evaluated is the narrower model.
+place of Hessians, and what it writes and what is evaluated is the narrower model. Recovery holds the model whole,
+with gradients and moments of what trains; a gradual schedule prunes once a stage.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.plan.machine import batch_tokens
 
 if TYPE_CHECKING:
     from methods.interface import ModelShape
+    from methods.recover.cost import Cost as Training
     from methods.sensitivity.cost import Cost
 
 __all__ = [
@@ -232,12 +234,32 @@ def _hessian_columns(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -
     """(columns, rows that share it) of every Hessian in a block."""
     from methods.families import family_of
 
-    if cell.calibration is None or _pruned(cell, shape).slices is not None:
+    if not _calibrated(cell) or _pruned(cell, shape).slices is not None:
         return []
     family = family_of(shape)
     matrices = {matrix.name: matrix for matrix in family.matrices(shape)}
     stages = [[matrices[name] for name in stage.linears] for stage in family.stages(config)]
     return [(linears[0].columns, sum(matrix.rows for matrix in linears)) for linears in stages]
+
+
+def _calibrated(cell: Cell) -> bool:
+    """Whether the pruning itself reads calibration text; training behind it always does."""
+    from methods import registry
+
+    return cell.calibration is not None and (not cell.recovery or registry.calibrated(cell.method))
+
+
+def _recovery(cell: Cell, shape: ModelShape) -> Training:
+    """What training takes where the cell has any."""
+    from methods import registry
+    from methods.recover.cost import Cost, cost
+
+    if cell.calibration is None or not cell.recovery:
+        return Cost(0, 0, 0.0)
+    heldout = _calibration_tokens(cell, shape)[1]
+    length = cell.calibration.length or shape.positions
+    kind = registry.recovery(cell.recovery).kind
+    return cost(_pruned(cell, shape), kind, dict(cell.parameters), length, heldout)
 
 
 def _hidden_bytes(cell: Cell, shape: ModelShape) -> int:
@@ -272,7 +294,7 @@ def _memory(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> int:
         + _LOGIT_BYTES
         + states
     )
-    whole = max(_whole_model(cell, shape), _sensitivities(cell, shape).memory)
+    whole = max(_whole_model(cell, shape), _sensitivities(cell, shape).memory, _recovery(cell, shape).memory)
     ours = _BASE + int(_SLACK * max(parts, whole))
     return max(ours, _BASE + _outside(cell, shape)[0])
 
@@ -333,7 +355,16 @@ def _disk(cell: Cell, shape: ModelShape) -> int:
     itemsize = _ITEMSIZE[cell.dtype]
     states = _evaluation_tokens(cell, shape)[0] * shape.width * itemsize
     own = states if cell.dense else parameters(_pruned(cell, shape)) * itemsize
-    return spilt + own + _outside(cell, shape)[1]
+    # beside the result: a pruned model, its training's state, and what the stage before left
+    stages = own * _stages(cell) + _recovery(cell, shape).state
+    return spilt + own + stages + _outside(cell, shape)[1]
+
+
+def _stages(cell: Cell) -> int:
+    """Models that lie under the run's folder beside the result while a recovery runs."""
+    from methods import registry
+
+    return min(2, registry.recovery(cell.recovery).stages) if cell.recovery else 0
 
 
 def _saved_bytes(cell: Cell, shape: ModelShape, asked: tuple[str, ...]) -> int:
@@ -367,7 +398,7 @@ class _Work:
 def _work(cell: Cell) -> _Work:
     from methods import registry
 
-    if cell.dense or cell.calibration is None:
+    if cell.dense or not _calibrated(cell):
         return _Work()
     parts = registry.spelling(cell.method)
     entry = registry.method(parts.rule)
@@ -376,20 +407,34 @@ def _work(cell: Cell) -> _Work:
 
 
 def _flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
-    """Forward passes, Hessians (2 n d² each), factorisations (3 d³) and products such as sweeps (2 r d² each).
+    """Evaluation and training; forward passes, Hessians (2 n d² each), factorisations (3 d³), products such as sweeps (2 r d²).
 
     Slicing: a Gram matrix and a lift (2 n d² each) and an eigendecomposition (9 d³) for each of two segments a
     block; every matrix is rotated once.
     """
-    from methods.families.sizes import flops_per_token, prunable
+    from methods import registry
+    from methods.families.sizes import flops_per_token
 
     tokens, length = _evaluation_tokens(cell, shape)
     if "zeroshot" in cell.evaluations:
         tokens += len(cell.tasks) * (cell.limit or _TASK_ITEMS) * _ITEM_TOKENS
     sliced = _pruned(cell, shape)
-    total = float(tokens * flops_per_token(sliced, length))
+    total = float(tokens * flops_per_token(sliced, length)) + _recovery(cell, shape).flops
     if cell.calibration is None:
         return total
+    if cell.recovery:
+        return total + registry.recovery(cell.recovery).stages * _pruning_flops(cell, config, shape)
+    return total + _pruning_flops(cell, config, shape)
+
+
+def _pruning_flops(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> float:
+    """Of pruning once."""
+    from methods.families.sizes import flops_per_token, prunable
+
+    if cell.calibration is None:
+        return 0.0
+    sliced = _pruned(cell, shape)
+    total = 0.0
     drawn, heldout = _calibration_tokens(cell, shape)
     passes = 2 if cell.schedule == "blockwise" else 1
     head = 2 * shape.vocabulary * shape.embedding_width

@@ -45,7 +45,7 @@ def refused(cell: Cell, form: str) -> str | None:
 
 def reshaping(cell: Cell) -> Reshaping | None:
     """The cell's pruner, where its models have other shapes than the dense one."""
-    return None if cell.dense else _reshaping(cell.method, cell.parameters)
+    return None if cell.dense else _reshaping(cell.method, cell.parameters, cell.recovery)
 
 
 def saved_bytes(cell: Cell, shape: ModelShape, form: str) -> int:
@@ -84,11 +84,11 @@ def _groupsize(cell: Cell) -> int:
 
 
 @cache
-def _reshaping(method: str, parameters: tuple[tuple[str, Value], ...]) -> Reshaping | None:
+def _reshaping(method: str, parameters: tuple[tuple[str, Value], ...], recovery: str) -> Reshaping | None:
     from methods import registry
     from methods.interface import Reshaping
 
     if registry.method(registry.spelling(method).rule).layerwise:
         return None
-    pruner = registry.get(method, dict(parameters))
+    pruner = registry.get(method, dict(parameters), recover=recovery)
     return pruner if isinstance(pruner, Reshaping) else None

@@ -26,6 +26,7 @@ from bench.plan.grammar import (
 )
 from bench.plan.saving import FORMS
 from methods.errors import UserError
+from methods.recover.spelling import MOST_STAGES
 from methods.selection import Selection
 from methods.spelling import parse
 from methods.target import DENSE, Target
@@ -83,6 +84,28 @@ def _layers(value: object) -> str:
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise UserError(f"--layers is '{shown(value)}'; write clauses such as blocks=0-3,only=mlp")
     return str(Selection.parse(",".join(words)))
+
+
+def _recover(value: object) -> tuple[str, ...]:
+    """Names of recoveries as typed, ``none`` among them, looked up with the methods'."""
+    words = unique(word.lower() for word in parse_list(value, "--recover"))
+    for word in words:
+        if not word.replace("-", "").replace("_", "").isalnum() or word[0].isdigit():
+            raise UserError(
+                f"--recover '{shown(word)}' is no recovery; use none, lora or full; "
+                "--gradual 4 spreads one over 4 stages"
+            )
+    return words
+
+
+def _gradual(value: object) -> tuple[int, ...]:
+    words = parse_list(value, "--gradual")
+    for word in words:
+        if not word.isascii() or not word.isdigit() or not 1 <= int(word) <= MOST_STAGES:
+            raise UserError(
+                f"--gradual has '{shown(word)}'; give numbers of stages, 1 (one pruning) to {MOST_STAGES}"
+            )
+    return tuple(dict.fromkeys(int(word) for word in words))
 
 
 def _seeds(value: object) -> tuple[int, ...]:
@@ -223,6 +246,10 @@ class Settings(BaseModel):
     """Widths of the grid that goes with every target; ``none`` is the target alone."""
     layers: Annotated[str, BeforeValidator(_layers)] = ""
     """Canonical spelling of the matrices to work on; all where empty."""
+    recover: Annotated[tuple[str, ...], BeforeValidator(_recover)] = ("none",)
+    """What trains the pruned models, each by itself; ``none`` is one shot."""
+    gradual: Annotated[tuple[int, ...], BeforeValidator(_gradual)] = (1,)
+    """Stages of pruning and training; 1 is a single pruning."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0,)
     calibration: Annotated[str | None, _name("calibration")] = None
     samples: Annotated[int | None, _whole("samples", 1, 1_000_000)] = None
@@ -294,6 +321,20 @@ class Settings(BaseModel):
             for target in self._joined(spelled)
             if (target.kind if target != DENSE else "unstructured") in wanted
         )
+
+    def recoveries(self) -> tuple[str, ...]:
+        """Spellings of the recoveries in every number of stages, one shot (empty) first where it is asked for.
+
+        Raises UserError for a schedule of stages with nothing to train between them.
+        """
+        kinds = [word for word in self.recover if word != "none"]
+        if any(stages > 1 for stages in self.gradual) and not kinds:
+            raise UserError(
+                f"--gradual {','.join(map(str, self.gradual))} has nothing to do between its stages; "
+                "add --recover lora or --recover full"
+            )
+        spelled = [f"{stages}x{kind}" if stages > 1 else kind for kind in kinds for stages in self.gradual]
+        return (*([""] if "none" in self.recover else []), *spelled)
 
     def asked(self) -> dict[str, tuple[str, ...]]:
         """Targets as spelled, by the option that asks for them."""

@@ -9,7 +9,7 @@ from bench.results.records import Record
 
 COLUMNS: Final = (
     *("cell", "status", "model", "method", "target", "seed", "protocol"),
-    *("metric", "unit", "value"),
+    *("metric", "unit", "value", "recovery"),
 )
 
 Value = str | int | float | None
@@ -19,7 +19,8 @@ def tidy(records: Iterable[Record]) -> Iterator[dict[str, Value]]:
     """One row per metric of every record, exactly `COLUMNS`, in the order given.
 
     A refused or failed phase gives one row whose metric, unit and value are empty strings. `seed` is None
-    where the method draws no calibration text; `value` is None where the figure could not be measured.
+    where the method draws no calibration text; `value` is None where the figure could not be measured;
+    `recovery` says what trained the model after pruning, and is empty for one-shot results.
     """
     for record in records:
         fixed: dict[str, Value] = {
@@ -31,8 +32,9 @@ def tidy(records: Iterable[Record]) -> Iterator[dict[str, Value]]:
             "seed": record.seed,
             "protocol": record.protocol,
         }
+        recovery = {"recovery": str(record.parameters.get("recovery", ""))}
         if record.status != "done":
-            yield {**fixed, "metric": "", "unit": "", "value": ""}
+            yield {**fixed, "metric": "", "unit": "", "value": "", **recovery}
             continue
         for metric in record.metrics:
-            yield {**fixed, "metric": metric.name, "unit": metric.unit, "value": metric.value}
+            yield {**fixed, "metric": metric.name, "unit": metric.unit, "value": metric.value, **recovery}

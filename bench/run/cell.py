@@ -98,9 +98,10 @@ class CellRunner:
             else keys_without_model(cell, machine)
         )
         phase = self._phase if keys is self._keys else "prune"
-        wanted = (cell.model, cell.method, cell.target, cell.seed)
+        asked = self._identity(cell, keys, phase)["parameters"]
+        wanted = (cell.model, cell.method, cell.target, cell.seed, asked)
         known = [r for records in self._known.values() for r in records]
-        mine = [r for r in known if (r.model, r.method, r.target, r.seed) == wanted]
+        mine = [r for r in known if (r.model, r.method, r.target, r.seed, r.parameters) == wanted]
         last = max(mine, key=lambda record: record.finished, default=None)
         if last is not None and (last.cell, last.status, last.reason) == (keys.cell, status, reason):
             return
@@ -246,6 +247,7 @@ class CellRunner:
                 "schedule": cell.schedule,
                 "hessian_dtype": cell.hessian_dtype,
                 **({"layers": cell.layers} if cell.layers else {}),
+                **({"recovery": cell.recovery} if cell.recovery else {}),
             }
             if not cell.dense
             else {},

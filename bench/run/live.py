@@ -83,6 +83,7 @@ class LiveObserver:
                 "model": cell.model,
                 "method": cell.method,
                 "target": cell.target,
+                **({"recovery": cell.recovery} if cell.recovery else {}),
                 "seed": cell.seed,
                 "state": "waiting",
                 "phase": "",

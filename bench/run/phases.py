@@ -17,7 +17,15 @@ from bench.plan.machine import batch_tokens
 from bench.results.records import MatrixFigures, Metric
 from methods import registry
 from methods.families import sizes
-from methods.interface import Calibration, MatrixReport, ModelShape, Observer, PruneReport, Run
+from methods.interface import (
+    Calibration,
+    MatrixReport,
+    ModelShape,
+    Observer,
+    PruneReport,
+    RecoveryReport,
+    Run,
+)
 from methods.quantise.stored import packed_bytes
 from methods.selection import Selection
 from methods.stream.sink import BlockFolder
@@ -90,7 +98,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         # one walk holds both, so held-out windows are cut to the length of the drawn ones
         kept[:, : drawn.tokens.shape[1]] if drawn is not None else kept,
     )
-    pruner = registry.get(cell.method, dict(cell.parameters), cell.layers)
+    pruner = registry.get(cell.method, dict(cell.parameters), cell.layers, cell.recovery)
     source = source_of(cell, subject)
     with PeakMemory(cell.device) as memory:
         report = pruner.prune(source, calibration, Target.parse(cell.target), blocks, run)
@@ -104,6 +112,8 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
             "versions": dict(report.outside.versions),
             **report.outside.notes,
         }
+    if report.recovery is not None:
+        provenance["recovery"] = _training_facts(report.recovery)
     sized = _size_metrics(source.shape, pruned, report.matrices)
     stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
     metrics = [
@@ -111,12 +121,15 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         *_selection_metrics(pruned, report.matrices, cell.layers),
         *_grid_metrics(pruned, stored),
         *_cost_metrics(report, memory),
+        *(_recovery_metrics(report.recovery) if report.recovery is not None else ()),
     ]
     resumed = (
         (
             f"went on after block {report.resumed_blocks - 1} of a killed run: peak memory was not measured whole",
         )
         if report.resumed_blocks and report.outside is None
+        else ("went on with the training of a killed run: peak memory was not measured whole",)
+        if _goes_on(report)
         else ()
     )
     return Figures(
@@ -239,7 +252,7 @@ def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:
     metrics = [
         Metric(name="prune_time", unit="s", value=sum(report.seconds.get(name, 0.0) for name in _OWN_PHASES)),
     ]
-    if report.outside is not None or not report.resumed_blocks:
+    if report.outside is not None or not (report.resumed_blocks or _goes_on(report)):
         base, peak = memory.base, memory.peak
         if report.outside is not None:
             base, peak = report.outside.base_memory, report.outside.peak_memory
@@ -255,6 +268,34 @@ def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:
             mean = sum(size * error for size, error in known) / sum(size for size, _ in known)
             metrics.append(Metric(name=name, unit="1", value=mean))
     return metrics
+
+
+def _goes_on(report: PruneReport) -> bool:
+    """Whether a part of the training was done by a killed run."""
+    return report.recovery is not None and report.recovery.resumed
+
+
+def _recovery_metrics(recovery: RecoveryReport) -> list[Metric]:
+    """What training took; ``prune_time`` has none of it."""
+    return [
+        Metric(name="recover_time", unit="s", value=recovery.seconds),
+        Metric(name="recover_steps", unit="1", value=recovery.steps),
+        Metric(name="recover_tokens", unit="1", value=recovery.tokens),
+        Metric(name="recover_parameters", unit="1", value=recovery.trainable),
+        Metric(name="heldout_nll_pruned", unit="nat/token", value=recovery.loss_before[-1]),
+        Metric(name="heldout_nll_recovered", unit="nat/token", value=recovery.loss_after[-1]),
+    ]
+
+
+def _training_facts(recovery: RecoveryReport) -> dict[str, Any]:
+    """By stage: the target pruned to, held-out loss before and after training, the best step."""
+    return {
+        "name": recovery.name,
+        "targets": list(recovery.targets),
+        "loss_before": list(recovery.loss_before),
+        "loss_after": list(recovery.loss_after),
+        "best_steps": list(recovery.best_steps),
+    }
 
 
 def _figures(matrix: MatrixReport) -> MatrixFigures:

@@ -36,6 +36,7 @@ def folder_of(out: Path, cell: Cell, keys: Keys, form: str) -> Path:
         cell.model.removeprefix("path:").strip("/").replace("/", "-"),
         cell.method,
         cell.target,
+        *([cell.recovery] if cell.recovery else []),
         keys.cell[:8],
     ]
     name = "_".join(parts).replace(":", "of").replace("%", "pct")

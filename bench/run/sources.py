@@ -51,15 +51,20 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Modules that an evaluation's figures depend on, and libraries whose versions do."""
 
 
-def prune_sources(method: str) -> str:
-    """Digest of all code a method's pruned weights depend on, native library and torch included."""
-    return _digest((*_SHARED, *registry.source_modules(method)))
+def prune_sources(method: str, recovery: str = "") -> str:
+    """Digest of all code that a method's pruned weights, and a recovery's, depend on, libraries included."""
+    modules = (*_SHARED, *registry.source_modules(method, recovery))
+    return _with_versions(_digest(modules), registry.recovery_libraries(recovery))
 
 
 def evaluation_sources(evaluation: str) -> str:
     """Digest of all code an evaluation's figures depend on, torch included."""
     modules, libraries = _EVALUATIONS[evaluation]
-    digest = _digest(modules)
+    return _with_versions(_digest(modules), libraries)
+
+
+def _with_versions(digest: str, libraries: tuple[str, ...]) -> str:
+    """A digest with the versions of installed libraries; itself where there are none."""
     if not libraries:
         return digest
     used = [digest, *(f"{name}=={metadata.version(name)}" for name in libraries)]

@@ -80,7 +80,7 @@ class Subject:
     def keys(self, cell: Cell, environment: dict[str, Any]) -> Keys:
         """Digests of a cell on this model; makes its windows, since other text is another cell."""
         drawn: dict[str, str] = {
-            "code": evaluation_sources("size") if cell.dense else prune_sources(cell.method)
+            "code": evaluation_sources("size") if cell.dense else prune_sources(cell.method, cell.recovery)
         }
         drawn["device"] = cell.device.partition(":")[0]
         if not cell.dense:
@@ -185,4 +185,5 @@ def _subject(cell: Cell, revision: str, evaluation: str) -> str:
         schedule=cell.schedule,
         hessian_dtype=cell.hessian_dtype,
         layers=cell.layers or None,
+        recovery=cell.recovery or None,
     )

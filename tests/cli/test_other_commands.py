@@ -15,7 +15,7 @@ from bench.results.records import Metric
 from bench.results.segments import Store
 from methods.errors import ModelUnavailable
 
-COLUMNS = "cell,status,model,method,target,seed,protocol,metric,unit,value"
+COLUMNS = "cell,status,model,method,target,seed,protocol,metric,unit,value,recovery"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +294,50 @@ def test_a_sliced_model_takes_the_disk_and_time_of_its_own_size() -> None:
     assert need == dense > 2 * 8 * 4096**2
     whole = estimate(last(**flags, slicing="0.3", evaluations="zeroshot")).memory_bytes
     assert whole < estimate(last(**flags, slicing="0.1", evaluations="zeroshot")).memory_bytes
+
+
+def _recovered(recover: str, **flags: Any) -> Estimate:
+    return estimate(last(methods="sparsegpt", recover=recover, **flags), rate=1e12)
+
+
+def test_recovery_counts_the_model_its_gradients_and_its_text() -> None:
+    shot = estimate(last(methods="sparsegpt"), rate=1e12)
+    lora, full = _recovered("lora"), _recovered("full")
+    weights, prunable = 1_315_758_080, 1_207_959_552
+    # gradient, two moments and the best step in float32 for full, two masked sums for LoRA, beside the weights
+    assert full.memory_bytes - 1.3 * 4 * 1.99 * prunable == pytest.approx(lora.memory_bytes, rel=0.01)
+    assert lora.memory_bytes > 4 * (weights + 2 * prunable)
+    assert shot.memory_bytes < 4 * weights
+    assert full.disk_bytes > lora.disk_bytes > shot.disk_bytes
+    # 300 steps of 8 windows of 512 tokens, three forward passes' work each
+    trained = 3 * 300 * 8 * 512 * 2 * prunable
+    assert trained < full.flops - shot.flops < 1.3 * trained
+    more = _recovered("full", assignments=("full.steps=600",))
+    assert more.flops - full.flops == pytest.approx(full.flops - shot.flops, rel=0.02)
+    higher = _recovered("lora", assignments=("lora.rank=64",))
+    assert higher.memory_bytes > lora.memory_bytes
+
+
+def test_a_gradual_schedule_prunes_once_a_stage() -> None:
+    shot, full = estimate(last(methods="sparsegpt"), rate=1e12), _recovered("full")
+    staged = _recovered("full", gradual="4")
+    pruning = estimate(last(methods="sparsegpt", evaluations="decode"), rate=1e12).flops
+    assert staged.flops - full.flops == pytest.approx(3 * pruning, rel=0.1)
+    assert staged.disk_bytes > full.disk_bytes > shot.disk_bytes
+    assert staged.memory_bytes == full.memory_bytes
+
+
+def test_training_behind_magnitude_gathers_no_hessians() -> None:
+    magnitude = last(methods="magnitude", recover="lora", models="nano-opt")
+    sparse = last(methods="sparsegpt", recover="lora", models="nano-opt")
+    assert magnitude.seed == 0 and magnitude.calibration == sparse.calibration
+    assert estimate(magnitude).flops < estimate(sparse).flops
+
+
+def test_what_training_would_not_fit_in_is_refused() -> None:
+    found = plan(methods="sparsegpt", recover="none,full")
+    there = Machine(memory=20 * 10**9, disk=10**15, cache=10**15, one_disk=True)
+    fitted = fit(replace(found, settings=found.settings.model_copy(update={"yes": True})), there)
+    assert [cell.recovery for cell in fitted.cells] == ["", ""]
+    assert fitted.refusals[0].cell.recovery == "full"
+    assert re.search(r"needs about [\d.]+ GB of memory, 20.0 GB are free", fitted.refusals[0].reason)

@@ -45,6 +45,8 @@ params: 0.2
 bytes: [0.3]
 bits: [none, 4]
 layers: [blocks=0-3, only=mlp]
+recover: [none, lora]
+gradual: [1, 4]
 seeds: [0, 1]
 calibration: c4
 samples: 16
@@ -79,6 +81,7 @@ json: true
     assert settings.models == ("nano-*", "opt-125m")
     assert settings.methods == ("sparsegpt", "magnitude@global")
     assert settings.pattern == ("unstructured", "2:4", "16:64")
+    assert settings.recoveries() == ("", "lora", "4xlora")
     assert [str(target) for target in settings.targets()] == [
         f"{target}{bits}"
         for target in ("50%", "60%", "2:4", "16:64", "params-20%", "bytes-30%")

@@ -364,7 +364,9 @@ def test_statistics() -> None:
 
 def test_frames() -> None:
     frame = figures_frame(grid())
-    assert ",".join(frame.columns) == "cell,status,model,method,target,seed,protocol,metric,unit,value"
+    assert (
+        ",".join(frame.columns) == "cell,status,model,method,target,seed,protocol,metric,unit,value,recovery"
+    )
     assert set(frame["status"]) == {"done", "refused", "failed"}
     matrices = matrices_frame(grid())
     assert len(matrices) == 3 * 2 * 2 * 16

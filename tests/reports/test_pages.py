@@ -211,8 +211,8 @@ def test_hostile_text_stays_inert_in_markdown(hostile: dict[str, str]) -> None:
 
 def test_hostile_text_runs_no_formula(hostile: dict[str, str]) -> None:
     rows = list(csv.reader(io.StringIO(hostile["results.csv"])))
-    assert ",".join(rows[0]) == "cell,status,model,method,target,seed,protocol,metric,unit,value"
-    assert all(len(row) == 10 for row in rows)
+    assert ",".join(rows[0]) == "cell,status,model,method,target,seed,protocol,metric,unit,value,recovery"
+    assert all(len(row) == 11 for row in rows)
     assert not any(value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for row in rows for value in row)
     assert {row[2] for row in rows} >= {"'=cmd|' /C calc'!A0", "'-2+3", "x" * 10_000, HOSTILE[0]}
     # A row is a line, whatever the names hold.
@@ -231,18 +231,18 @@ def test_hostile_text_reaches_no_terminal_as_control(hostile: dict[str, str]) ->
 
 def test_csv_is_tidy() -> None:
     lines = list(csv_lines([*cell("nano-opt", "sparsegpt", "50%"), *grid()[-2:]]))
-    assert lines[0] == "cell,status,model,method,target,seed,protocol,metric,unit,value"
+    assert lines[0] == "cell,status,model,method,target,seed,protocol,metric,unit,value,recovery"
     identity = "cell:nano-opt/sparsegpt/50%/0/nano/kjv,done,nano-opt,sparsegpt,50%,0"
-    assert f"{identity},,sparsity,1,0.5" in lines
-    assert f"{identity},nano/kjv,kl_to_dense,nat/token,0.10000000000000009" in lines
+    assert f"{identity},,sparsity,1,0.5," in lines
+    assert f"{identity},nano/kjv,kl_to_dense,nat/token,0.10000000000000009," in lines
     assert [line for line in lines if ",done," not in line][1:] == [
-        "refused,refused,opt-odd,sparsegpt,2:4,0,,,,",
-        "failed,failed,opt-125m,dense,0%,,,,,",
+        "refused,refused,opt-odd,sparsegpt,2:4,0,,,,,",
+        "failed,failed,opt-125m,dense,0%,,,,,,",
     ]
     odd = record(
         metrics=[Metric(name=str(value), unit="1", value=value) for value in (None, -1.5, float("nan"))]
     )
-    assert [line.rpartition(",")[2] for line in csv_lines([odd])] == ["value", "", "-1.5", "nan"]
+    assert [line.split(",")[-2] for line in csv_lines([odd])] == ["value", "", "-1.5", "nan"]
 
 
 def test_the_terminal_table_fits_and_tells() -> None:
@@ -278,7 +278,7 @@ def test_empty_and_damaged_stores(tmp_path: Path) -> None:
     assert "No perplexity has been measured yet." in texts["index.html"]
     assert "script-src 'none'" in html.unescape(texts["index.html"])
     assert texts["results.csv"].splitlines() == [
-        "cell,status,model,method,target,seed,protocol,metric,unit,value"
+        "cell,status,model,method,target,seed,protocol,metric,unit,value,recovery"
     ]
     (tmp_path / "records" / "gone.jsonl").write_text('<script>{"sha')
     texts = {path.name: path.read_text() for path in write_report(tmp_path).paths}

@@ -196,6 +196,7 @@ def test_tidy_rows_have_exactly_the_columns() -> None:
         "metric",
         "unit",
         "value",
+        "recovery",
     )
     assert [(row["status"], row["metric"], row["unit"], row["value"]) for row in rows] == [
         ("done", "sparsity", "1", 0.5),
