@@ -97,6 +97,9 @@ class SparseLinear(nn.Module):
             f"format={form}, dtype={self.values.dtype}, sparsity={1 - self.values.numel() / weights:.4g}"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_product": None}  # a copy's parts lie elsewhere
+
     def _apply(self, fn: Any, recurse: bool = True) -> SparseLinear:
         moved = fn(self.values)
         if moved.dtype != self.values.dtype:
