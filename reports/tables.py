@@ -38,6 +38,11 @@ _WHOLE_MEMORY: Final = ("Peak memory, prune", SIZE_PHASE, "peak_memory")
 _TASK_METRICS: Final = ("acc/", "acc_norm/")
 _SPEED: Final = (
     ("Decode, token/s", "decode", "decode_tokens_per_second"),
+    ("Packed as bitmap, token/s", "decode", "decode_tokens_per_second_bitmap"),
+    ("Bitmap to dense", "decode", "decode_speedup"),
+    ("Packed as N:M, token/s", "decode", "decode_tokens_per_second_nm"),
+    ("N:M to dense", "decode", "decode_speedup_nm"),
+    ("transformers' generate, token/s", "decode", "decode_tokens_per_second_generate"),
     ("First token", "decode", "time_to_first_token"),
     ("Peak memory, decode", "decode", "decode_peak_memory"),
 )

@@ -36,7 +36,10 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("bench.evaluate.zeroshot.accuracy", "bench.evaluate.zeroshot.tasks", *_MEASURED, *_WHOLE),
         ("transformers", "tokenizers", "datasets", "lm-eval"),
     ),
-    "decode": (("bench.measure.decode", *_MEASURED, *_WHOLE), ("transformers",)),
+    "decode": (
+        ("bench.measure.decode", "bench.run.decoding", "methods.inference", "methods.kernels", *_MEASURED, *_WHOLE),
+        ("transformers",),
+    ),
 }
 """Modules that an evaluation's figures depend on, and libraries whose versions do."""
 
