@@ -324,6 +324,8 @@ def _measured_grid(group: Group, measured: Sequence[tuple[str, str, str]]) -> Gr
         grid.add_column(column, justify="right" if column == "Value" else "left", overflow="fold")
     for row in group.rows:
         for heading, phase, name in measured:
+            if (phase, name) not in row.figures:
+                continue
             cells = (clean(row.name, 60), clean(row.target, 30), heading, _mean(row, phase, name))
             grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
     return grid

@@ -110,19 +110,22 @@ def by_loop(model: Served, prompt: Tensor, new_tokens: int) -> Way:
 
 def by_generate(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Way:
     """transformers' own ``generate`` with its default cache, greedy, ending at no end token."""
-    from transformers import GenerationConfig
-
     ids = prompt.to(model.device)
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    # As keywords: a whole GenerationConfig would be filled up with the model's own end token.
+    settings: dict[str, Any] = {
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
 
     def run() -> Once:
         clock = _Clock(model.device)
         _wait(model.device)
         began = time.perf_counter()
         whole = model.generate(  # type: ignore[operator]
-            ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=clock
+            ids, attention_mask=torch.ones_like(ids), streamer=clock, **settings
         )
         _wait(model.device)
         ended = time.perf_counter()

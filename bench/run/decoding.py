@@ -72,7 +72,7 @@ def decode(weights: Weights, run: Run) -> Figures:
     assembled = time.perf_counter() - began
     ways = {name: decoding.by_loop(model, prompt, NEW_TOKENS) for name, model in loaded.models.items()}
     ways[_GENERATE] = decoding.by_generate(whole, prompt, NEW_TOKENS)
-    timed = decoding.in_turns(ways, run.observer)
+    timed = decoding.in_turns(ways, run.observer, repeats=decoding.REPEATS)
     chosen = torch.from_numpy(timed["dense"].tokens[0])
     agreed = {
         name: decoding.agreement(dense, model, prompt, chosen)
