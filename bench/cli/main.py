@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS = {
     "run": ("bench.cli.run", "Prune models by every method asked for and measure what it cost and bought."),
+    "kernels": ("bench.cli.kernels", "Time dense and packed products of layer shapes against each other."),
     "list": ("bench.cli.listing", "Show known models, methods, protocols, texts, targets and evaluations."),
     "pull": ("bench.cli.pull", "Fetch models into the cache."),
     "status": ("bench.cli.status", "Show how far a run is: live, dead or finished."),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from methods import registry
 
-__all__ = ["evaluation_sources", "prune_sources"]
+__all__ = ["evaluation_sources", "kernel_sources", "prune_sources"]
 
 _SHARED = (
     "methods.interface",
@@ -42,6 +42,14 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 """Modules that an evaluation's figures depend on, and libraries whose versions do."""
+
+
+_KERNELS = ("bench.measure.kernels", "bench.measure.ceiling", "bench.run.kernels", "methods.kernels")
+
+
+def kernel_sources() -> str:
+    """Digest of all code that `bench kernels` times, native library and torch included."""
+    return _digest(_KERNELS)
 
 
 def prune_sources(method: str) -> str:
