@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.results.records import Record
+from reports.comparison import KERNEL_PHASE
 from reports.tables import Table
 from reports.wording import MISSING, clean, figure
 
 if TYPE_CHECKING:
     from rich.table import Table as Grid
 
-__all__ = ["KERNEL_PHASE", "kernel_rows", "kernel_table", "terminal_kernels"]
+__all__ = ["kernel_rows", "kernel_table", "terminal_kernels"]
 
-KERNEL_PHASE: Final = "kernels"
 _COLUMNS: Final = (
     *("Shape", "Zeros", "Type", "Format", "Batch", "Threads"),
     *("Product", "Half lie between", "To best dense", "To own dense", "Of the roofline", "Set-up", "Error", "Verdict"),
@@ -59,7 +59,8 @@ def terminal_kernels(rows: Sequence[Mapping[str, Any]]) -> Grid:
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     rows, _, columns = str(row.get("shape")).partition("x")
-    size = (int(rows), int(columns)) if rows.isdigit() and columns.isdigit() else (0, 0)
+    plain = all(word.isascii() and word.isdigit() and len(word) < 10 for word in (rows, columns))
+    size = (int(rows), int(columns)) if plain else (0, 0)
     batch = row.get("batch")
     return (
         *size,
@@ -71,7 +72,8 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     pattern = clean(row.get("pattern", MISSING), 20)
-    zeros = pattern if pattern != "unstructured" else figure(_number(row, "sparsity"), "1", "sparsity")
+    share = _number(row, "sparsity")
+    zeros = pattern if pattern != "unstructured" or share is None else f"{100 * share:.6g} %"
     lower, upper = (figure(_number(row, name), "s") for name in ("q25_s", "q75_s"))
     return (
         clean(row.get("shape", MISSING), 30),

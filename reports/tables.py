@@ -302,6 +302,10 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
         parts.append(grid)
     if comparison.groups:
         parts.append(Text(_SINGLE_NOTE, style="dim"))
+    if comparison.kernels:
+        from reports.kernels import kernel_rows, terminal_kernels
+
+        parts += [Text("Kernels", style="bold"), terminal_kernels(kernel_rows(comparison.kernels))]
     if comparison.problems:
         parts.append(Text("Refused and failed", style="bold"))
     for record in comparison.problems:

@@ -51,6 +51,8 @@ class KernelSettings:
     shares: tuple[str, ...] = ("50%",)
     patterns: tuple[str, ...] = ("unstructured",)
     formats: tuple[str, ...] = FORMATS
+    named: bool = False
+    """Whether the formats were asked for by name; else those that cannot be are left out without a word."""
     dtypes: tuple[str, ...] = ("float32",)
     threads: int = 1
     repeats: int = 7
@@ -162,6 +164,7 @@ def gather(flags: Mapping[str, Any]) -> KernelSettings:
         shares=shares,
         patterns=patterns,
         formats=_choices(given.get("format", ",".join(FORMATS)), "format", FORMATS),
+        named="format" in given,
         dtypes=_choices(given.get("dtype", "float32"), "dtype", tuple(DTYPES)),
         threads=_whole(given["threads"], "threads", 1, 4096) if "threads" in given else available_threads(),
         repeats=_whole(given.get("repeats", 7), "repeats", 3, 10_000),
@@ -182,6 +185,8 @@ def problems(settings: KernelSettings) -> Iterator[Problem]:
                 }
                 # N:M packing of zeros anywhere is no question that anybody asked
                 silent = {"nm"} if not target.group else set()
+                if not settings.named and "csr" in refused:
+                    silent.add("csr")
                 wanted = tuple(
                     Row(name, batch)
                     for batch in settings.batches

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from bench.measure.ceiling import Ceilings
     from bench.measure.kernels import Measured
 
-__all__ = ["Figure", "Outcome", "run", "without_memory"]
+__all__ = ["FIELDS", "Figure", "Outcome", "run", "without_memory"]
 
 PHASE: Final = "kernels"
 _SEED: Final = 0
+FIELDS: Final = (
+    *("format", "shape", "batch", "sparsity", "pattern", "dtype", "threads", "median_s", "setup_s"),
+    *("speedup_vs_dense", "roofline_fraction", "max_rel_error", "verdict"),
+)
+"""What every row has, in this order; more follows."""
 
 Figure = dict[str, Any]
 """One row as `--json` prints it."""
@@ -265,5 +270,7 @@ def _place(problem: Problem, row: Row, settings: KernelSettings, machine: dict[s
 def _stored(record: Record | None) -> Figure | None:
     """The row that a finished record holds, None where there is none."""
     row = record.provenance.get("row") if record is not None and record.status == "done" else None
-    return dict(row) if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    return {name: row[name] for name in (*FIELDS, *row) if name in row}
 
