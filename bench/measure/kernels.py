@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -126,7 +127,9 @@ class Prepared:
 
     def _csr(self, dense: Tensor) -> Candidate:
         def convert() -> Tensor:
-            wide = dense.to_sparse_csr()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls its CSR tensors beta, once a process
+                wide = dense.to_sparse_csr()
             # int32 indices, which MKL takes as they are, make torch's product several times as fast
             indices = (wide.crow_indices().int(), wide.col_indices().int())
             return torch.sparse_csr_tensor(*indices, wide.values(), wide.shape, check_invariants=False)

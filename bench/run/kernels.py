@@ -28,7 +28,11 @@ FIELDS: Final = (
     *("format", "shape", "batch", "sparsity", "pattern", "dtype", "threads", "median_s", "setup_s"),
     *("speedup_vs_dense", "roofline_fraction", "max_rel_error", "verdict"),
 )
-"""What every row has, in this order; more follows."""
+"""What every row has, in this order; what follows is for who looks closer."""
+_MORE: Final = (
+    *("q25_s", "q75_s", "bytes", "best_dense", "best_dense_s", "speedup_vs_own_dense", "allowed_error"),
+    *("bandwidth_bytes_per_s", "rate_flop_per_s", "copies", "repeats"),
+)
 
 Figure = dict[str, Any]
 """One row as `--json` prints it."""
@@ -272,5 +276,5 @@ def _stored(record: Record | None) -> Figure | None:
     row = record.provenance.get("row") if record is not None and record.status == "done" else None
     if not isinstance(row, dict):
         return None
-    return {name: row[name] for name in (*FIELDS, *row) if name in row}
+    return {name: row[name] for name in (*FIELDS, *_MORE) if name in row}
 
