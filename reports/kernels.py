@@ -17,7 +17,16 @@ __all__ = ["kernel_rows", "kernel_table", "terminal_kernels"]
 
 _COLUMNS: Final = (
     *("Shape", "Zeros", "Type", "Format", "Batch", "Threads"),
-    *("Product", "Half lie between", "To best dense", "To own dense", "Of the roofline", "Set-up", "Error", "Verdict"),
+    *(
+        "Product",
+        "Half lie between",
+        "To best dense",
+        "To own dense",
+        "Of the roofline",
+        "Set-up",
+        "Error",
+        "Verdict",
+    ),
 )
 _NOTE: Final = (
     "Products of random matrices, timed in turns with the best dense product (F.linear, W @ X.T, ours) in one process; "
@@ -53,7 +62,9 @@ def terminal_kernels(rows: Sequence[Mapping[str, Any]]) -> Grid:
         named = index < 4 or column == "Verdict"
         grid.add_column(column, justify="left" if named else "right", overflow="fold")
     for row in sorted(rows, key=_order):
-        grid.add_row(*(Text(cell) for cell in _cells(row)), style="bold" if row.get("verdict") == "wrong" else "")
+        grid.add_row(
+            *(Text(cell) for cell in _cells(row)), style="bold" if row.get("verdict") == "wrong" else ""
+        )
     return grid
 
 

@@ -46,7 +46,9 @@ Examples
 @click.option("--force", is_flag=True, default=None, help="Measure again what is stored.")
 @click.option("--dry-run", is_flag=True, default=None, help="Show what would be measured, with estimates.")
 @click.option("--quiet", is_flag=True, default=None, help="Errors only.")
-@click.option("--json", "as_json", is_flag=True, default=None, help="One JSON object a row on standard output.")
+@click.option(
+    "--json", "as_json", is_flag=True, default=None, help="One JSON object a row on standard output."
+)
 @click.pass_context
 def command(ctx: click.Context, /, **flags: Any) -> int:
     """Time products y = x W' of random matrices with zeros, in turns, in one process, on the CPU.

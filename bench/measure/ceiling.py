@@ -35,7 +35,10 @@ def measure(repeats: int = 3) -> Ceilings:
     """Measure both. Bandwidth is the best of a dot product, and of our own dense product with one input."""
     flat = torch.ones(_STREAM // 4)
     matrix, x = flat.view(-1, 4096), torch.ones(1, 4096)
-    reads: tuple[Callable[[], object], ...] = (lambda: dense_matmul(x, matrix), lambda: torch.dot(flat[: len(flat) // 2], flat[len(flat) // 2 :]))
+    reads: tuple[Callable[[], object], ...] = (
+        lambda: dense_matmul(x, matrix),
+        lambda: torch.dot(flat[: len(flat) // 2], flat[len(flat) // 2 :]),
+    )
     fastest = min(_best(read, repeats) for read in reads)
     tokens, columns, rows = _GEMM
     inputs, weight = torch.ones(tokens, columns), torch.ones(rows, columns)

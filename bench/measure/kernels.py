@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -73,9 +74,7 @@ class Measured:
         return verdict(self.times, self.baseline_times, self.error, self.allowed)
 
 
-def verdict(
-    times: NDArray[np.float64], baseline: NDArray[np.float64], error: float, allowed: float
-) -> str:
+def verdict(times: NDArray[np.float64], baseline: NDArray[np.float64], error: float, allowed: float) -> str:
     """``faster`` only where three quarters of the products beat three quarters of the baseline's; ``wrong`` where the
     error is more than allowed, or not a number."""
     if not error <= allowed:
@@ -92,7 +91,8 @@ class Prepared:
         weight = make_weight(problem)
         self.dtype = torch.float32 if problem.dtype == "int8" else getattr(torch, problem.dtype)
         aim = Target.parse(problem.target)
-        packed, seconds = _timed(lambda: pack(weight, dtype=getattr(torch, problem.dtype)))
+        kind = getattr(torch, problem.dtype)
+        packed, seconds = _timed(functools.partial(pack, weight, dtype=kind))
         self.nonzeros = packed.nonzeros
         dense, values, scales = _dense(packed, weight, self.dtype)
         del weight
@@ -101,7 +101,11 @@ class Prepared:
         self.exact = _exact(self.x, dense)
         dense_bytes = values.nbytes + (0 if scales is None else scales.nbytes)
         weights = [dense if index == 0 else dense.clone() for index in range(self.copies)]
-        held = weights if scales is None else [values if not index else values.clone() for index in range(self.copies)]
+        held = (
+            weights
+            if scales is None
+            else [values if not index else values.clone() for index in range(self.copies)]
+        )
         self.baselines = {
             "F.linear": Candidate(BASELINE, tuple(map(_linear, weights)), 0.0, dense.nbytes),
             "W @ X.T": Candidate(BASELINE, tuple(map(_transposed, weights)), 0.0, dense.nbytes),
@@ -115,7 +119,7 @@ class Prepared:
         del packed
         if "nm" in formats:
             grouped, seconds = _timed(
-                lambda: pack(dense, dtype=getattr(torch, problem.dtype), keep=aim.keep, group=aim.group)
+                functools.partial(pack, dense, dtype=kind, keep=aim.keep, group=aim.group)
             )
             self.candidates["nm"] = self._packed("nm", grouped, seconds)
         if "csr" in formats:
@@ -136,17 +140,17 @@ class Prepared:
 
         matrix, seconds = _timed(convert)
         parts = (matrix.crow_indices(), matrix.col_indices(), matrix.values())
-        copies = [matrix] + [
-            torch.sparse_csr_tensor(*(part.clone() for part in parts), matrix.shape, check_invariants=False)
-            for _ in range(self.copies - 1)
-        ]
+        copies = [matrix if index == 0 else matrix.clone() for index in range(self.copies)]
         return Candidate("csr", tuple(map(_sparse, copies)), seconds, sum(part.nbytes for part in parts))
 
     @torch.inference_mode()
     def measure(self, formats: Sequence[str], batch: int, repeats: int, ceilings: Ceilings) -> list[Measured]:
         """Time ``formats`` and every dense product with ``batch`` inputs, ``repeats`` rounds in turns."""
         x = self.x[:batch].contiguous()
-        ways = {**self.baselines, **{name: self.candidates[name] for name in formats if name in self.candidates}}
+        ways = {
+            **self.baselines,
+            **{name: self.candidates[name] for name in formats if name in self.candidates},
+        }
         errors = {name: self._error(way, x) for name, way in ways.items()}
         names = list(ways)
         found: dict[str, list[float]] = {name: [] for name in names}

@@ -119,10 +119,10 @@ def needs(problem: Problem, settings: KernelSettings) -> Needs:
     size, weights = DTYPES[problem.dtype], problem.rows * problem.columns
     kept = weights * (1 - problem.sparsity)
     packed = kept * size + weights / 8
-    copies = max(1, _CACHE / packed)
+    copies = max(1.0, _CACHE / packed)
     plain = weights * (4 if problem.dtype == "int8" else size)
     bytes_of = {"bitmap": packed, "nm": packed, "csr": kept * 8, "dense": 0.0}
-    held = plain + (weights if problem.dtype == "int8" else 0)
+    held: float = plain + (weights if problem.dtype == "int8" else 0)
     held += sum(bytes_of[name] for name in {row.format for row in problem.wanted})
     # the matrix as it is made, a mask, and two more while it is packed
     memory = int(copies * held + 4 * weights + 2 * plain) + _BASE
@@ -138,7 +138,9 @@ def gather(flags: Mapping[str, Any]) -> KernelSettings:
     """Settings from flags (None: not given). Raises UserError, one line, for a value that is none."""
     given = {name: value for name, value in flags.items() if value is not None}
     if "shapes" in given and "models" in given:
-        raise UserError("--shapes and --models exclude each other: give the shapes, or the models they are of")
+        raise UserError(
+            "--shapes and --models exclude each other: give the shapes, or the models they are of"
+        )
     shapes = (
         tuple(dict.fromkeys(_shape(word) for word in parse_list(given["shapes"], "--shapes")))
         if "shapes" in given
@@ -158,7 +160,8 @@ def gather(flags: Mapping[str, Any]) -> KernelSettings:
         shapes=shapes,
         batches=tuple(
             dict.fromkeys(
-                _whole(word, "batch", 1, 65_536) for word in parse_list(given.get("batch", "1,4,16"), "--batch")
+                _whole(word, "batch", 1, 65_536)
+                for word in parse_list(given.get("batch", "1,4,16"), "--batch")
             )
         ),
         shares=shares,
@@ -216,7 +219,9 @@ def _refusal(name: str, target: Target, dtype: str, columns: int) -> str | None:
 def _shape(word: str) -> tuple[int, int]:
     found = _SHAPE.match(word.strip().lower())
     if not found:
-        raise UserError(f"shape '{shown(word)}' is none; write rows x columns (outputs x inputs) such as 11008x4096")
+        raise UserError(
+            f"shape '{shown(word)}' is none; write rows x columns (outputs x inputs) such as 11008x4096"
+        )
     rows, columns = int(found[1]), int(found[2])
     if min(rows, columns) < 1 or rows * columns > 1 << 34:
         raise UserError(f"shape '{shown(word)}' holds {rows * columns} weights; use 1 to {1 << 34}")

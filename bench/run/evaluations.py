@@ -47,6 +47,7 @@ class Weights:
 
 Evaluation = Callable[[Weights, Run], Figures]
 
+
 def perplexity(weights: Weights, run: Run) -> Figures:
     """Perplexity on the cell's evaluation windows; against the dense model where this is a pruned one."""
     cell, subject = weights.cell, weights.subject

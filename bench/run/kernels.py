@@ -93,9 +93,7 @@ def run(
             _refuse(store, stored, problem, name, reason, settings, machine, command)
         places = {row: _place(problem, row, settings, machine) for row in problem.wanted}
         missing = [
-            row
-            for row, place in places.items()
-            if settings.force or _stored(stored.get(place.key)) is None
+            row for row, place in places.items() if settings.force or _stored(stored.get(place.key)) is None
         ]
         if missing:
             watch(f"[{number}/{len(wanted)}] {problem}: {len(missing)} rows")
@@ -107,9 +105,7 @@ def run(
             fresh = [row for row in rows if row in missing]
             if fresh and ceilings is not None:
                 began = now()
-                measured = prepared.measure(
-                    [row.format for row in fresh], batch, settings.repeats, ceilings
-                )
+                measured = prepared.measure([row.format for row in fresh], batch, settings.repeats, ceilings)
                 for row, found in zip(fresh, measured, strict=True):
                     figure = _figure(problem, found, settings, ceilings, prepared.copies)
                     place = places[row]
@@ -118,11 +114,11 @@ def run(
                     )
                     outcome.done += 1
             for row in rows:
-                figure_of_row = _stored(stored[places[row].key])
-                assert figure_of_row is not None
+                held = _stored(stored[places[row].key])
                 outcome.cached += row not in fresh
-                outcome.wrong += figure_of_row["verdict"] == "wrong"
-                yield figure_of_row
+                if held is not None:
+                    outcome.wrong += held["verdict"] == "wrong"
+                    yield held
         if missing:
             del prepared
 
@@ -181,7 +177,11 @@ def _record(
     command: tuple[str, ...],
     began: str,
 ) -> Record:
-    arrays = {"times": found.times, "best_dense_times": found.baseline_times, "own_dense_times": found.own_times}
+    arrays = {
+        "times": found.times,
+        "best_dense_times": found.baseline_times,
+        "own_dense_times": found.own_times,
+    }
     wrong = figure["verdict"] == "wrong"
     units = {
         "median_s": "s",
@@ -277,4 +277,3 @@ def _stored(record: Record | None) -> Figure | None:
     if not isinstance(row, dict):
         return None
     return {name: row[name] for name in (*FIELDS, *_MORE) if name in row}
-

@@ -37,7 +37,14 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("transformers", "tokenizers", "datasets", "lm-eval"),
     ),
     "decode": (
-        ("bench.measure.decode", "bench.run.decoding", "methods.inference", "methods.kernels", *_MEASURED, *_WHOLE),
+        (
+            "bench.measure.decode",
+            "bench.run.decoding",
+            "methods.inference",
+            "methods.kernels",
+            *_MEASURED,
+            *_WHOLE,
+        ),
         ("transformers",),
     ),
 }

@@ -47,6 +47,4 @@ def caches(
     blocks: int, heads: int, capacity: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[BlockCache, ...]:
     """An empty cache for every block."""
-    return tuple(
-        BlockCache(heads, capacity, head_dim, dtype=dtype, device=device) for _ in range(blocks)
-    )
+    return tuple(BlockCache(heads, capacity, head_dim, dtype=dtype, device=device) for _ in range(blocks))

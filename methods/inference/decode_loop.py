@@ -19,7 +19,9 @@ class Session:
         """Raises ValueError for a capacity above the model's positions."""
         shape = model.shape
         if not 1 <= capacity <= shape.positions:
-            raise ValueError(f"a capacity of {capacity} tokens: pass 1 to {shape.positions}, the model's context")
+            raise ValueError(
+                f"a capacity of {capacity} tokens: pass 1 to {shape.positions}, the model's context"
+            )
         self.model = model
         self.caches: tuple[BlockCache, ...] = caches(
             shape.blocks, shape.kv_heads, capacity, shape.head_dim, dtype=model.dtype, device=model.device
@@ -72,8 +74,6 @@ def continue_greedily(session: Session, token: Tensor, count: int) -> Tensor:
 def forced_logits(model: Served, prompt: Tensor, tokens: Tensor) -> Tensor:
     """Logits float32 [count, vocabulary] on the host from which each of ``tokens`` [count] would be chosen after
     ``prompt`` [1, length] and those of them before it."""
-    session = Session(model, prompt.shape[1] + len(tokens))
-    found = [session.feed(prompt.to(model.device)).float().cpu()]
-    for token in tokens[:-1]:
-        found.append(session.feed(token.view(1, 1).to(model.device)).float().cpu())
-    return torch.stack(found)
+    session = Session(model, prompt.shape[1] + len(tokens) - 1)
+    fed = (prompt, *tokens[:-1].view(-1, 1, 1))
+    return torch.stack([session.feed(part.to(model.device)).float().cpu() for part in fed])

@@ -62,9 +62,7 @@ class Joined(ServedBlock):
     def serve(self, names: tuple[str, ...], rows: tuple[int, ...], product: Product) -> None:
         """Have ``product`` compute the linears ``names``, whose outputs of ``rows`` lie one behind another."""
         ends = [sum(rows[: index + 1]) for index in range(len(rows))]
-        places = tuple(
-            (name, end - count, end) for name, end, count in zip(names, ends, rows, strict=True)
-        )
+        places = tuple((name, end - count, end) for name, end, count in zip(names, ends, rows, strict=True))
         self._products[names[0]] = (product, places)
 
     def products(self) -> Iterator[Product]:
@@ -110,9 +108,7 @@ class Served:
         held = [*self.outer.values(), *(tensor for block in self.blocks for tensor in block.values())]
         total = sum(tensor.nbytes for tensor in held)
         for product in (product for block in self.blocks for product in block.products()):
-            if isinstance(product, DenseLinear):
-                total += product.weight.nbytes
-            elif isinstance(product, BitmapProduct):
+            if isinstance(product, DenseLinear | BitmapProduct):
                 total += product.weight.nbytes
             bias = getattr(product, "bias", None)
             total += 0 if bias is None else bias.nbytes
@@ -128,7 +124,11 @@ class Served:
 
 
 def serve(
-    source: CheckpointSource, *, format: str = "dense", keep: int = 0, group: int = 0  # noqa: A002
+    source: CheckpointSource,
+    *,
+    format: str = "dense",  # noqa: A002
+    keep: int = 0,
+    group: int = 0,
 ) -> Served:
     """The model of ``source`` with linears as ``format`` says: ``dense``, or as ``methods.inference.swap`` has them.
 
@@ -186,7 +186,9 @@ def _served(
             packed = (
                 None
                 if format == "dense"
-                else pack_linear(weight, bias, f"block {index} {'+'.join(names)}", format=format, keep=keep, group=group)
+                else pack_linear(
+                    weight, bias, f"block {index} {'+'.join(names)}", format=format, keep=keep, group=group
+                )
             )
             if packed is None:
                 made.serve(names, rows, DenseLinear(weight, bias))
@@ -223,10 +225,7 @@ def _join(linears: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor |
     joined = None
     if any(bias is not None for bias in biases):
         joined = torch.cat(
-            [
-                weight.new_zeros(weight.shape[0]) if bias is None else bias
-                for (weight, bias) in linears
-            ]
+            [weight.new_zeros(weight.shape[0]) if bias is None else bias for (weight, bias) in linears]
         )
     return torch.cat([weight for weight, _ in linears]), joined, rows
 

@@ -112,4 +112,4 @@ class SparseLinear(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self._product = None
-        super()._load_from_state_dict(*arguments)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*arguments)

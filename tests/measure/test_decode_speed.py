@@ -173,12 +173,17 @@ def test_a_context_too_short_is_refused_after_the_other_phases(tmp_path: Path) -
 
 def test_formats_follow_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.measure.decode.REPEATS", 1)
-    assert [sparse_formats(target) for target in ("0%", "50%", "2:4", "slice25%", "0%+4bit", "bytes-30%")] == [
-        *((), ("bitmap",), ("bitmap", "nm"), (), (), ("bitmap",))
-    ]
+    assert [
+        sparse_formats(target) for target in ("0%", "50%", "2:4", "slice25%", "0%+4bit", "bytes-30%")
+    ] == [*((), ("bitmap",), ("bitmap", "nm"), (), (), ("bitmap",))]
     model = saved_with_tokenizer(tmp_path / "model", "llama", max_position_embeddings=192)
     out = tmp_path / "out"
-    targets = {"methods": "magnitude,slicegpt", "sparsity": "0.02", "pattern": "unstructured,2:4", "slicing": "0.25"}
+    targets = {
+        "methods": "magnitude,slicegpt",
+        "sparsity": "0.02",
+        "pattern": "unstructured,2:4",
+        "slicing": "0.25",
+    }
     assert _run(out, model, evaluations="decode", **targets).done == 4
     found = {record.target: record for record in Store(out).records() if record.phase == "decode"}
     assert {target: record.provenance["formats"] for target, record in found.items()} == {
@@ -187,5 +192,7 @@ def test_formats_follow_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "2:4": ["bitmap", "nm", "dense"],
         "slice25%": ["dense"],
     }
-    assert found["2%"].provenance["notes"] == ["bitmap: too few zeros for any linear to get faster: dense only"]
+    assert found["2%"].provenance["notes"] == [
+        "bitmap: too few zeros for any linear to get faster: dense only"
+    ]
     assert (found["2:4"].metric("decode_speedup_nm") or 0) > 0

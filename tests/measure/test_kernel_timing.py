@@ -30,7 +30,9 @@ def test_matrices_have_exactly_the_zeros_asked_for(target: str, zeros: int) -> N
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
 def test_every_format_is_right_and_measured(dtype: str) -> None:
-    formats = [name for name in ("bitmap", "nm", "csr", "dense") if name != "csr" or dtype in ("float32", "int8")]
+    formats = [
+        name for name in ("bitmap", "nm", "csr", "dense") if name != "csr" or dtype in ("float32", "int8")
+    ]
     prepared = Prepared(Problem(60, 64, dtype, "2:4", _ROWS), formats, 3)
     assert prepared.copies > 1
     for batch in (1, 3):

@@ -68,7 +68,10 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"shapes": "10x"}, "shape '10x' is none; write rows x columns (outputs x inputs) such as 11008x4096"),
+        (
+            {"shapes": "10x"},
+            "shape '10x' is none; write rows x columns (outputs x inputs) such as 11008x4096",
+        ),
         ({"shapes": "8x0"}, "shape '8x0' holds 0 weights; use 1 to"),
         ({"shapes": "8x8,,8x4"}, "--shapes"),
         ({"batch": "0"}, "--batch is '0'; use whole numbers from 1 to 65536"),
@@ -76,7 +79,10 @@ def test_defaults() -> None:
         ({"sparsity": "1.5"}, "sparsity '1.5' is not a share"),
         ({"pattern": "4:2"}, "pattern '4:2' keeps 4 of every 2"),
         ({"pattern": "2:4", "sparsity": "0.5"}, "leave --sparsity out, or write --pattern unstructured,2:4"),
-        ({"format": "bitmaps"}, "--format 'bitmaps' is unknown; use bitmap, nm, csr, dense; did you mean 'bitmap'?"),
+        (
+            {"format": "bitmaps"},
+            "--format 'bitmaps' is unknown; use bitmap, nm, csr, dense; did you mean 'bitmap'?",
+        ),
         ({"dtype": "float64"}, "--dtype 'float64' is unknown; use float32, bfloat16, float16, int8"),
         ({"threads": "0"}, "--threads is '0'; use whole numbers from 1 to 4096"),
         ({"repeats": "2"}, "--repeats is '2'; use whole numbers from 3 to 10000"),

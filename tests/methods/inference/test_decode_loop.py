@@ -75,7 +75,9 @@ def test_a_served_model_shares_the_assembled_ones_memory(tmp_path: Path, family:
     before = model(_TOKENS).logits
     served = serve_model(model, source)
     assert torch.equal(model(_TOKENS).logits, before)
-    held = {product.weight.untyped_storage().data_ptr() for block in served.blocks for product in block.products()}
+    held = {
+        product.weight.untyped_storage().data_ptr() for block in served.blocks for product in block.products()
+    }
     name = f"{source.family.block_prefix(1)}{source.family.matrices(source.shape)[0].name}.weight"
     assert model.get_parameter(name).untyped_storage().data_ptr() in held
 
