@@ -43,7 +43,7 @@ class Session:
             None if self._whole.cos is None else self._whole.cos[:, begin:end],
             None if self._whole.sin is None else self._whole.sin[:, begin:end],
         )
-        hidden = model.family.embed(model, model.config, tokens, None, begin)
+        hidden = model.family.embed(model.outer, model.config, tokens, None, begin)
         for block, cache in zip(model.blocks, self.caches, strict=True):
             arguments = Arguments(bias, cos, sin, cache)
             carry: tuple[Tensor, ...] = (hidden,)
@@ -51,7 +51,7 @@ class Session:
                 carry = stage.advance(block, carry, stage.inputs(block, carry, arguments), arguments)
             hidden = carry[0]
         self.length = end
-        logits: Tensor = model.head(model.family.finish(model, model.config, hidden[:, -1:]))
+        logits: Tensor = model.head(model.family.finish(model.outer, model.config, hidden[:, -1:]))
         return logits[0, 0]
 
     @property

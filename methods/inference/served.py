@@ -7,8 +7,8 @@ feed-forward.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -69,6 +69,12 @@ class Joined(ServedBlock):
         """Every product."""
         return (product for product, _ in self._products.values())
 
+    def dense(self) -> Iterator[tuple[str, Tensor]]:
+        """Linears that dense products compute, each with its rows of the product's weight."""
+        for product, places in self._products.values():
+            if isinstance(product, DenseLinear):
+                yield from ((name, product.weight[begin:end]) for name, begin, end in places)
+
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One linear's output; the others of its stage are kept until they are asked for."""
         found = self._products.get(name)
@@ -83,12 +89,27 @@ class Joined(ServedBlock):
         return y[..., : places[0][2]]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """Parameters outside the blocks, by full name, as ``OuterTensors``."""
+
+    tensors: Mapping[str, Tensor]
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        """Rows of a table."""
+        return self.tensors[name][index]
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole parameter."""
+        return self.tensors[name]
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
     """A model to decode with.
 
-    ``outer``: parameters outside the blocks by full name; ``head``: the product that gives logits. ``swap`` says what
-    is packed, ``kernels`` which dense product serves each shape, as ``rowsxcolumns``.
+    ``head``: the product that gives logits. ``swap`` says what is packed, ``kernels`` which dense product serves each
+    shape, as ``rowsxcolumns``.
     """
 
     family: Family
@@ -96,16 +117,16 @@ class Served:
     shape: ModelShape
     dtype: torch.dtype
     device: torch.device
-    outer: dict[str, Tensor]
+    outer: Outer
     blocks: list[Joined]
     head: DenseLinear
     swap: Swap
-    kernels: dict[str, str] = field(default_factory=dict)
+    kernels: Mapping[str, str]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all weights as they are held."""
-        held = [*self.outer.values(), *(tensor for block in self.blocks for tensor in block.values())]
+        held = [*self.outer.tensors.values(), *(tensor for block in self.blocks for tensor in block.values())]
         total = sum(tensor.nbytes for tensor in held)
         for product in (product for block in self.blocks for product in block.products()):
             if isinstance(product, DenseLinear | BitmapProduct):
@@ -113,14 +134,6 @@ class Served:
             bias = getattr(product, "bias", None)
             total += 0 if bias is None else bias.nbytes
         return total
-
-    def rows(self, name: str, index: Tensor) -> Tensor:
-        """Rows of a table, as ``OuterTensors`` gives them."""
-        return self.outer[name][index]
-
-    def tensor(self, name: str) -> Tensor:
-        """A parameter, as ``OuterTensors`` gives it."""
-        return self.outer[name]
 
 
 def serve(
@@ -152,12 +165,8 @@ def serve_model(model: nn.Module, source: CheckpointSource) -> Served:
 
     served = _served(source, outer, block)
     for index, made in enumerate(served.blocks):
-        for product, places in made._products.values():
-            if not isinstance(product, DenseLinear):
-                continue
-            for name, begin, end in places:
-                full = f"{family.block_prefix(index)}{name}"
-                parameters[f"{full}.weight"].data = product.weight[begin:end]
+        for name, rows in made.dense():
+            parameters[f"{family.block_prefix(index)}{name}.weight"].data = rows
     return served
 
 
@@ -200,20 +209,10 @@ def _served(
             name = full.removesuffix(".weight")
             made.serve((name,), (weight.shape[0],), DenseLinear(weight, tensors.pop(f"{name}.bias", None)))
         blocks.append(made)
-    served = Served(
-        family=family,
-        config=config,
-        shape=shape,
-        dtype=source.dtype,
-        device=source.device,
-        outer=outer,
-        blocks=blocks,
-        head=DenseLinear(torch.empty(0), None),
-        swap=swap,
-    )
-    served.head = DenseLinear(family.head(served, config), family.head_bias(served, config))
-    served.kernels = _choose(served)
-    return served
+    held = Outer(outer)
+    head = DenseLinear(family.head(held, config), family.head_bias(held, config))
+    kernels = _choose([*(product for block in blocks for product in block.products()), head], source.dtype)
+    return Served(family, config, shape, source.dtype, source.device, held, blocks, head, swap, kernels)
 
 
 def _join(linears: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
@@ -230,15 +229,15 @@ def _join(linears: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor |
     return torch.cat([weight for weight, _ in linears]), joined, rows
 
 
-def _choose(served: Served) -> dict[str, str]:
+def _choose(all_products: Iterable[Product], dtype: torch.dtype) -> dict[str, str]:
     """Give every dense product the faster of torch's and ours at one token, timed here shape by shape."""
     alike: dict[str, list[DenseLinear]] = {}
-    for product in (*(p for block in served.blocks for p in block.products()), served.head):
+    for product in all_products:
         if isinstance(product, DenseLinear) and product.eligible:
             alike.setdefault("x".join(map(str, product.weight.shape)), []).append(product)
     chosen: dict[str, str] = {}
     for size, products in alike.items():
-        x = torch.ones(1, 1, products[0].weight.shape[1], dtype=served.dtype)
+        x = torch.ones(1, 1, products[0].weight.shape[1], dtype=dtype)
         ours = [DenseProduct(product.weight, product.bias) for product in products]
         torchs, owns = _times([products, ours], x)
         chosen[size] = "own" if owns < torchs else "torch"
@@ -258,7 +257,7 @@ def _times(candidates: list[Any], x: Tensor) -> list[float]:
             start = time.perf_counter()
             for product in products:
                 product(x)
-            if turn or len(found[-1]) == 0:
+            if turn:  # the first warms up
                 times.append(time.perf_counter() - start)
         if turn and time.perf_counter() - began > 1:
             break
