@@ -17,8 +17,8 @@ __all__ = ["FORMATS", "PAYS", "Swap", "pack_linear", "pays", "swap"]
 
 FORMATS: Final = ("bitmap", "nm", "auto")
 PAYS: Final = 0.75
-"""``auto`` packs what gets smaller than this share of its dense bytes: products follow the bytes they read, and
-below that the work of unpacking takes the gain."""
+"""``auto`` packs what gets smaller than this share of its dense bytes, from about 30 % of zeros on: products follow the
+bytes they read, and with fewer zeros the work of unpacking takes the gain (`bench kernels --sparsity 0.2,0.3,0.4`)."""
 
 
 @dataclass(frozen=True, slots=True)
