@@ -26,6 +26,7 @@ __all__ = [
     "BlockSource",
     "Calibration",
     "Family",
+    "KeyValueCache",
     "Matrix",
     "MatrixReport",
     "ModelShape",
@@ -122,17 +123,27 @@ class Matrix:
         return self.rows * self.columns
 
 
+class KeyValueCache(Protocol):
+    """Keys and values of one block's earlier tokens."""
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of all tokens so far, the new ones [batch, heads, length, head_dim] included and kept."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What a block needs beside hidden states, for one batch; rebuilt per batch by the family.
 
     ``bias``: additive attention bias, broadcastable to [batch, heads, length, length], or None for plain
-    causal; ``cos``/``sin``: rotary tables [batch or 1, length, head_dim], or None.
+    causal; ``cos``/``sin``: rotary tables [batch or 1, length, head_dim], or None. ``cache``: where the batch goes on
+    after earlier tokens; the bias then reaches over those too.
     """
 
     bias: Tensor | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
+    cache: KeyValueCache | None = None
 
 
 Carry = tuple[Tensor, ...]
@@ -220,9 +231,14 @@ class Family(Protocol):
         ...
 
     def embed(
-        self, outer: OuterTensors, config: Mapping[str, Any], tokens: Tensor, mask: Tensor | None
+        self,
+        outer: OuterTensors,
+        config: Mapping[str, Any],
+        tokens: Tensor,
+        mask: Tensor | None,
+        first: int = 0,
     ) -> Tensor:
-        """Tokens [batch, length] to the first block's input [batch, length, width]."""
+        """Tokens [batch, length], of positions ``first`` on, to the first block's input [batch, length, width]."""
         ...
 
     def finish(self, outer: OuterTensors, config: Mapping[str, Any], hidden: Tensor) -> Tensor:

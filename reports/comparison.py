@@ -18,10 +18,11 @@ DENSE: Final = "dense"
 SIZE_PHASE: Final = "prune"
 SAVE_PHASE: Final = "save"
 QUALITY_PHASE: Final = "perplexity"
+KERNEL_PHASE: Final = "kernels"
 BROKEN: Final = 10.0
 """A perplexity beyond this many times the dense one is called broken rather than worse."""
 
-TIMED_PHASES: Final = ("decode", "kernels")
+TIMED_PHASES: Final = ("decode",)
 """Phases whose figures are speeds, and so belong to the machine and software they were measured on."""
 
 Identity = tuple[str, str, str, str, str]
@@ -127,16 +128,22 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a report shows, in order: groups of comparable rows, cells that did not finish, warnings."""
+    """What a report shows, in order: groups of comparable rows, cells that did not finish, warnings.
+
+    `records` are those of models, `kernels` the finished timings of single products, which have a table of their own.
+    """
 
     groups: tuple[Group, ...]
     problems: tuple[Record, ...]
     warnings: tuple[tuple[Record, str], ...]
     records: tuple[Record, ...] = field(repr=False)
+    kernels: tuple[Record, ...] = field(default=(), repr=False)
 
 
 def compare(records: Sequence[Record]) -> Comparison:
     """Arrange current records (see `reports.load.current`); only seeds of equal cells are averaged."""
+    kernels = tuple(record for record in records if record.phase == KERNEL_PHASE and record.status == "done")
+    records = [record for record in records if record.phase != KERNEL_PHASE or record.status != "done"]
     done = [record for record in records if record.status == "done"]
     prunes = {record.cell: record for record in done if record.phase == SIZE_PHASE}
     saves: dict[str, Parts] = {}
@@ -162,8 +169,9 @@ def compare(records: Sequence[Record]) -> Comparison:
             for key, slots in sorted(groups.items(), key=lambda item: item[0].protocol == "")
         ),
         problems=tuple(record for record in records if record.status != "done"),
-        warnings=tuple((record, warning) for record in done for warning in record.warnings),
+        warnings=tuple((record, warning) for record in (*done, *kernels) for warning in record.warnings),
         records=tuple(records),
+        kernels=kernels,
     )
 
 

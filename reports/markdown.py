@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.comparison import Comparison, asked_of
+from reports.kernels import kernel_table
 from reports.load import Loaded
 from reports.overview import headline, overview
 from reports.provenance import facts_table
@@ -46,6 +47,10 @@ def markdown_page(loaded: Loaded, comparison: Comparison) -> str:
                     "",
                     *((" ".join(map(escape_markdown, table.notes)), "") if table.notes else ()),
                 ]
+    kernels = kernel_table(comparison.kernels)
+    if kernels.rows:
+        lines += ["## Kernels", "", *markdown_table(kernels), ""]
+        lines += [*map(escape_markdown, kernels.notes), ""]
     if comparison.problems:
         lines += ["## Refused and failed", "", *markdown_table(problem_table(comparison)), ""]
     if comparison.warnings:

@@ -14,6 +14,7 @@ from bench.results.files import fault, replace_file
 from bench.results.records import now
 from reports.comparison import Comparison, Group, asked_of, compare
 from reports.figures import error_map, quality_chart
+from reports.kernels import kernel_table
 from reports.load import Loaded, load
 from reports.markdown import markdown_page
 from reports.overview import headline, overview
@@ -114,6 +115,7 @@ def render_page(loaded: Loaded, comparison: Comparison) -> str:
         headline=headline(comparison),
         overview=overview(comparison),
         sections=sections,
+        kernels=kernel_table(comparison.kernels),
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),
         warnings=[

@@ -66,6 +66,11 @@ _WHOLE_MEMORY: Final = ("Peak memory, prune", SIZE_PHASE, "peak_memory")
 _TASK_METRICS: Final = ("acc/", "acc_norm/")
 _SPEED: Final = (
     ("Decode, token/s", "decode", "decode_tokens_per_second"),
+    ("Packed as bitmap, token/s", "decode", "decode_tokens_per_second_bitmap"),
+    ("Bitmap to dense", "decode", "decode_speedup"),
+    ("Packed as N:M, token/s", "decode", "decode_tokens_per_second_nm"),
+    ("N:M to dense", "decode", "decode_speedup_nm"),
+    ("transformers' generate, token/s", "decode", "decode_tokens_per_second_generate"),
     ("First token", "decode", "time_to_first_token"),
     ("Peak memory, decode", "decode", "decode_peak_memory"),
 )
@@ -341,6 +346,10 @@ def terminal_table(records: Iterable[Record]) -> RenderableType:
         parts.append(grid)
     if comparison.groups:
         parts.append(Text(_SINGLE_NOTE, style="dim"))
+    if comparison.kernels:
+        from reports.kernels import kernel_rows, terminal_kernels
+
+        parts += [Text("Kernels", style="bold"), terminal_kernels(kernel_rows(comparison.kernels))]
     if comparison.problems:
         parts.append(Text("Refused and failed", style="bold"))
     for record in comparison.problems:
@@ -363,6 +372,8 @@ def _measured_grid(group: Group, measured: Sequence[tuple[str, str, str]]) -> Gr
         grid.add_column(column, justify="right" if column == "Value" else "left", overflow="fold")
     for row in group.rows:
         for heading, phase, name in measured:
+            if (phase, name) not in row.figures:
+                continue
             cells = (clean(row.name, 60), clean(row.target, 30), heading, _mean(row, phase, name))
             grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
     return grid

@@ -18,6 +18,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS = {
     "run": ("bench.cli.run", "Prune models by every method asked for and measure what it cost and bought."),
     "list": ("bench.cli.listing", "Show known models, methods, protocols, texts, targets and evaluations."),
+    "kernels": ("bench.cli.kernels", "Time dense and packed products of layer shapes against each other."),
     "pull": ("bench.cli.pull", "Fetch models into the cache."),
     "status": ("bench.cli.status", "Show how far a run is: live, dead or finished."),
     "doctor": ("bench.cli.doctor", "Check this installation and machine."),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.plan.cells import Cell, Plan
     from bench.plan.settings import Settings
 
-__all__ = ["command"]
+__all__ = ["command", "prepare_out"]
 
 _EPILOG = """
 \b
@@ -148,7 +148,7 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
 
         show(plan, stored)
         return 0 if plan.cells else 1
-    _prepare(settings.out)
+    prepare_out(settings.out)
     session.resumable = True
     return _execute(plan, session)
 
@@ -184,7 +184,7 @@ def _check_evaluations(settings: Settings) -> None:
         check(settings.tasks)
 
 
-def _prepare(out: Path) -> None:
+def prepare_out(out: Path) -> None:
     """Make the run's folder and see that it takes files. Raises MachineError or UserError."""
     from methods.errors import MachineError, UserError
 

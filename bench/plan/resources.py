@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.plan import saving
 from bench.plan.cells import Cell, Plan
+from bench.plan.formats import sparse_formats
 from bench.plan.machine import batch_tokens
 
 if TYPE_CHECKING:
@@ -344,7 +345,12 @@ def _whole_model(cell: Cell, shape: ModelShape) -> int:
     if not {"zeroshot", "decode"} & set(cell.evaluations):
         return 0
     batch = min(_TASK_BATCH, 8 * shape.positions) if "zeroshot" in cell.evaluations else 1
-    return (parameters(_pruned(cell, shape)) + 2 * batch * shape.vocabulary) * _ITEMSIZE[cell.dtype]
+    pruned = _pruned(cell, shape)
+    size = parameters(pruned) + 2 * batch * shape.vocabulary
+    if "decode" in cell.evaluations and pruned.slices is None:
+        # packed models lie beside the dense one, each with outer tensors of its own
+        size += len(sparse_formats(cell.target)) * parameters(pruned)
+    return size * _ITEMSIZE[cell.dtype]
 
 
 def _disk(cell: Cell, shape: ModelShape) -> int:

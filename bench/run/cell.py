@@ -31,6 +31,7 @@ _SUMMARY = (
     ("perplexity", "perplexity {:.4g}"),
     ("sparsity", "sparsity {:.4g}"),
     ("decode_tokens_per_second", "{:.4g} token/s"),
+    ("decode_speedup", "{:.3g} x as fast packed"),
 )
 
 

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from bench.evaluate.perplexity import DenseStates, score
 from bench.measure.memory import PeakMemory
-from bench.plan.cells import NEW_TOKENS, PROMPT_TOKENS
 from bench.results.records import Metric
+from bench.run.decoding import decode
 from bench.run.phases import Figures, notes_on, source_of
-from methods.errors import UnsupportedModel
 from methods.interface import Run
 from methods.stream.source import CheckpointSource
 
@@ -47,9 +46,6 @@ class Weights:
 
 
 Evaluation = Callable[[Weights, Run], Figures]
-
-_STEADY = 0.1
-"""Share of the median that the quartiles of a speed may lie apart without a warning."""
 
 
 def perplexity(weights: Weights, run: Run) -> Figures:
@@ -155,59 +151,6 @@ def zeroshot(weights: Weights, run: Run) -> Figures:
     )
 
 
-def decode(weights: Weights, run: Run) -> Figures:
-    """Speed of greedy decoding of the weights as they lie in memory: dense, whatever zeros they hold."""
-    cell, subject = weights.cell, weights.subject
-    from bench.measure import decode as decoding
-    from methods.inference.assemble import assemble
-
-    windows = subject.evaluation(cell.evaluation, cell.data_dir)
-    needed = PROMPT_TOKENS + NEW_TOKENS
-    if min(subject.context, windows.tokens.shape[1] + NEW_TOKENS) < needed:
-        raise UnsupportedModel(
-            f"decode needs a context of {needed} tokens and windows of {PROMPT_TOKENS}; "
-            f"{cell.model} has {subject.context} and {windows.tokens.shape[1]}"
-        )
-    prompt = torch.from_numpy(windows.tokens[:1, :PROMPT_TOKENS])
-    began = time.perf_counter()
-    model = assemble(weights.source())
-    assembled = time.perf_counter() - began
-    timed = decoding.decode(model, prompt, NEW_TOKENS, run.observer)
-    stable = bool((timed.tokens == timed.tokens[0]).all())
-    return Figures(
-        metrics=(
-            Metric(name="decode_tokens_per_second", unit="token/s", value=float(np.median(timed.rate))),
-            Metric(name="time_to_first_token", unit="s", value=float(np.median(timed.first))),
-            Metric(name="decode_peak_memory", unit="byte", value=timed.peak_memory),
-        ),
-        seconds={"decode": time.perf_counter() - began - assembled, "assemble": assembled},
-        arrays={
-            "decode_tokens_per_second": timed.rate,
-            "time_to_first_token": timed.first,
-            "tokens": timed.tokens,
-        },
-        warnings=(
-            *_unsteady_warning(timed.rate),
-            *(() if stable else ("repeats of greedy decoding chose different tokens",)),
-        ),
-        provenance={
-            "format": "dense",
-            "batch": 1,
-            "prompt_tokens": PROMPT_TOKENS,
-            "new_tokens": NEW_TOKENS,
-            "repeats": decoding.REPEATS,
-            "warmups": decoding.WARMUPS,
-            "threads": torch.get_num_threads(),
-            "dtype": cell.dtype,
-            "spread": {
-                "decode_tokens_per_second": decoding.spread(timed.rate),
-                "time_to_first_token": decoding.spread(timed.first),
-            },
-            "evaluation": windows.provenance,
-        },
-    )
-
-
 EVALUATIONS: Final[Mapping[str, Evaluation]] = {
     "perplexity": perplexity,
     "zeroshot": zeroshot,
@@ -220,14 +163,6 @@ def _standard_error(values: NDArray[np.float32]) -> float | None:
     if len(values) < 2:
         return None
     return float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(len(values))
-
-
-def _unsteady_warning(rate: NDArray[np.float64]) -> tuple[str, ...]:
-    """A machine busy with something else gives speeds that compare with nothing."""
-    lower, median, upper = (float(value) for value in np.quantile(rate, (0.25, 0.5, 0.75)))
-    if upper - lower <= _STEADY * median:
-        return ()
-    return (f"decoding was unsteady: half of the repeats lie between {lower:.4g} and {upper:.4g} token/s",)
 
 
 def _cut_warning(cut: int, requests: int, context: int) -> tuple[str, ...]:

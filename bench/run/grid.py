@@ -18,7 +18,7 @@ from bench.run.cell import CellRunner
 from bench.run.live import LiveObserver, held
 from methods.errors import MachineError, PruneBenchError, StoreError, UnsupportedModel, UnsupportedTarget
 
-__all__ = ["Outcome", "execute"]
+__all__ = ["Outcome", "execute", "termination"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def execute(
     from which the same command goes on. Raises UserError where another run holds ``out``, MachineError and
     StoreError where results cannot be written.
     """
-    with held(out), _termination(), Store(out, create=True) as store:
+    with held(out), termination(), Store(out, create=True) as store:
         live = LiveObserver(out, observer, plan.settings.command)
         runner = CellRunner(out, store, live, plan.settings.command)
         counts = dict.fromkeys(("done", "cached", "refused", "failed"), 0)
@@ -112,7 +112,7 @@ def _line(error: BaseException) -> str:
 
 
 @contextmanager
-def _termination() -> Iterator[None]:
+def termination() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does: cleanly, with what is finished kept."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:

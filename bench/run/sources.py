@@ -11,7 +11,7 @@ from pathlib import Path
 
 from methods import registry
 
-__all__ = ["evaluation_sources", "prune_sources"]
+__all__ = ["evaluation_sources", "kernel_sources", "prune_sources"]
 
 _SHARED = (
     "methods.interface",
@@ -42,13 +42,31 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("bench.evaluate.zeroshot.accuracy", "bench.evaluate.zeroshot.tasks", *_MEASURED, *_WHOLE),
         ("transformers", "tokenizers", "datasets", "lm-eval"),
     ),
-    "decode": (("bench.measure.decode", *_MEASURED, *_WHOLE), ("transformers",)),
+    "decode": (
+        (
+            "bench.measure.decode",
+            "bench.run.decoding",
+            "methods.inference",
+            "methods.kernels",
+            *_MEASURED,
+            *_WHOLE,
+        ),
+        ("transformers",),
+    ),
     "save": (
         ("methods.checkpoints", "methods.slicing.modeling", "methods.stream.sink", *_READING),
         ("compressed-tensors", "safetensors"),
     ),
 }
 """Modules that an evaluation's figures depend on, and libraries whose versions do."""
+
+
+_KERNELS = ("bench.measure.kernels", "bench.measure.ceiling", "bench.run.kernels", "methods.kernels")
+
+
+def kernel_sources() -> str:
+    """Digest of all code that `bench kernels` times, native library and torch included."""
+    return _digest(_KERNELS)
 
 
 def prune_sources(method: str, recovery: str = "") -> str:

@@ -13,6 +13,7 @@ from methods.interface import Arguments, Block, Matrix, OuterTensors, Stage
 
 __all__ = [
     "ACTIVATIONS",
+    "ServedBlock",
     "attention",
     "causal_bias",
     "layer_norm",
@@ -56,8 +57,18 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 """Activations by the names that configs use, each equal to transformers' function of that name."""
 
 
+class ServedBlock(Block):
+    """A block whose linears are computed otherwise than from dense tensors in it."""
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """``x Wᵀ + b`` of the linear ``name``; those of one stage are asked for in their order, with the same ``x``."""
+        raise NotImplementedError
+
+
 def linear(block: Block, name: str, x: Tensor) -> Tensor:
     """``x Wᵀ + b`` with the block's ``name.weight`` [rows, columns] and ``name.bias`` [rows], if any."""
+    if isinstance(block, ServedBlock):
+        return block.linear(name, x)
     return functional.linear(x, block[f"{name}.weight"], block.get(f"{name}.bias"))
 
 
@@ -78,13 +89,18 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(batch, length, heads * head_dim)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Causal attention: softmax(scale · Q Kᵀ + bias) V.
+def attention(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, scale: float) -> Tensor:
+    """Causal attention: softmax(scale · Q Kᵀ + bias) V, over cached tokens too where ``arguments`` has a cache.
 
     ``query`` [batch, heads, length, head_dim]; ``key`` and ``value`` may have fewer heads, each serving a
-    group of query heads. ``bias`` is additive and holds the causal mask, or is None for plain causal.
+    group of query heads. The bias is additive and holds the causal mask, or is None for plain causal.
     Returns [batch, length, heads · head_dim].
     """
+    bias = arguments.bias
+    if arguments.cache is not None:
+        key, value = arguments.cache.extend(key, value)
+        if query.shape[2] == 1:
+            return _attend_last(query, key, value, bias, scale)
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and bias is not None:
         # With a bias, grouped heads would leave the fused kernels on CUDA.
@@ -94,6 +110,20 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, sc
         query, key, value, attn_mask=bias, is_causal=bias is None, scale=scale, enable_gqa=groups > 1
     )
     return merge_heads(mixed)
+
+
+def _attend_last(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attention of one token [batch, heads, 1, head_dim], which sees every key."""
+    batch, heads, _, head_dim = query.shape
+    shared = key.shape[1]
+    if shared != heads and bias is None:
+        # query heads that share keys stand where tokens would: nothing is repeated
+        query = query.reshape(batch, shared, heads // shared, head_dim)
+    elif shared != heads:
+        groups = heads // shared
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    return mixed.reshape(batch, 1, heads * head_dim)
 
 
 def padding(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor | None:

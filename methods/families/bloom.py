@@ -154,7 +154,7 @@ class Bloom:
             batch, length, _ = inputs.shape
             fused = base.linear(block, FUSED, inputs).view(batch, length, shape.heads, 3, shape.head_dim)
             query, key, value = (fused[..., part, :].transpose(1, 2) for part in range(3))
-            mixed = base.attention(query, key, value, arguments.bias, shape.head_dim**-0.5)
+            mixed = base.attention(query, key, value, arguments, shape.head_dim**-0.5)
             return inputs if after_norm else carry[0], mixed
 
         def second(_block: Block, carry: Carry, _: Arguments) -> Tensor:
@@ -202,6 +202,7 @@ class Bloom:
         config: Mapping[str, Any],
         tokens: Tensor,
         mask: Tensor | None,  # noqa: ARG002 - positions enter in attention
+        first: int = 0,  # noqa: ARG002
     ) -> Tensor:
         """Tokens [batch, length] to their normed embeddings."""
         hidden = base.token_rows(outer, TOKENS, tokens, self.shape(config).vocabulary)

@@ -166,7 +166,7 @@ class Llama:
             value = base.split_heads(base.linear(block, f"{ATTENTION}.v_proj", inputs), shape.kv_heads)
             query = rope.rotate(query, arguments.cos, arguments.sin)
             key = rope.rotate(key, arguments.cos, arguments.sin)
-            return carry[0], base.attention(query, key, value, arguments.bias, shape.head_dim**-0.5)
+            return carry[0], base.attention(query, key, value, arguments, shape.head_dim**-0.5)
 
         def second(_block: Block, carry: Carry, _: Arguments) -> Tensor:
             return carry[1]
@@ -206,6 +206,7 @@ class Llama:
         config: Mapping[str, Any],
         tokens: Tensor,
         mask: Tensor | None,  # noqa: ARG002 - positions enter in attention
+        first: int = 0,  # noqa: ARG002
     ) -> Tensor:
         """Tokens [batch, length] to their embeddings."""
         return base.token_rows(outer, TOKENS, tokens, self.shape(config).vocabulary)

@@ -156,7 +156,7 @@ class OPT:
                     base.linear(block, f"{ATTENTION}.v_proj", inputs),
                 )
             )
-            return carry[0], base.attention(query, key, value, arguments.bias, scale=1.0)
+            return carry[0], base.attention(query, key, value, arguments, scale=1.0)
 
         def second(_block: Block, carry: Carry, _: Arguments) -> Tensor:
             return carry[1]
@@ -196,7 +196,12 @@ class OPT:
         return Arguments() if real is None else Arguments(bias=base.causal_bias(real, length, like))
 
     def embed(
-        self, outer: OuterTensors, config: Mapping[str, Any], tokens: Tensor, mask: Tensor | None
+        self,
+        outer: OuterTensors,
+        config: Mapping[str, Any],
+        tokens: Tensor,
+        mask: Tensor | None,
+        first: int = 0,
     ) -> Tensor:
         """Tokens [batch, length] to hidden states; positions count real tokens only.
 
@@ -206,11 +211,11 @@ class OPT:
         batch, length = tokens.shape
         real = base.padding(mask, batch, length, tokens.device)
         if real is None:
-            index = torch.arange(length, device=tokens.device)
+            index = torch.arange(first, first + length, device=tokens.device)
         else:
             # A padding token takes row 1, the one before position 0.
             index = torch.cumsum(real, dim=1) * real - 1
-        longest = length if real is None else int(real.sum(dim=1).max())
+        longest = first + length if real is None else int(real.sum(dim=1).max())
         if longest > shape.positions:
             raise UserError(
                 f"windows of {longest} tokens on an opt model that has {shape.positions} positions: "

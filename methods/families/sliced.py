@@ -187,13 +187,18 @@ class Sliced:
         return self.base.arguments(self._base_config(config), mask, batch, length, like)
 
     def embed(
-        self, outer: OuterTensors, config: Mapping[str, Any], tokens: Tensor, mask: Tensor | None
+        self,
+        outer: OuterTensors,
+        config: Mapping[str, Any],
+        tokens: Tensor,
+        mask: Tensor | None,
+        first: int = 0,
     ) -> Tensor:
         """Tokens [batch, length] to the sum of their rows."""
         if self.residual.table_norm is not None:  # its norm is in the table
             vocabulary = self.base.shape(self._base_config(config)).vocabulary
             return base.token_rows(outer, self.residual.tables[0], tokens, vocabulary)
-        return self.base.embed(outer, self._base_config(config), tokens, mask)
+        return self.base.embed(outer, self._base_config(config), tokens, mask, first)
 
     def finish(self, outer: OuterTensors, config: Mapping[str, Any], hidden: Tensor) -> Tensor:  # noqa: ARG002
         """Final norm."""

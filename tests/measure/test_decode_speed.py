@@ -9,19 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pruned_nanos import PROMPT, pruned
 from saved_models import saved, saved_with_tokenizer
 
-from bench.measure.decode import decode, greedy, spread
+from bench.measure.decode import TIE, Once, Timings, agreement, by_generate, by_loop, in_turns, spread
 from bench.plan.cells import expand
+from bench.plan.formats import sparse_formats
 from bench.plan.observer import GridObserver
 from bench.plan.settings import gather
 from bench.results.records import Record
 from bench.results.segments import Store
 from bench.results.values import load_values
-from bench.run.evaluations import _unsteady_warning
+from bench.run.decoding import _token_warnings, _unsteady_warnings
 from bench.run.grid import Outcome, execute
 from methods.inference.assemble import assemble
+from methods.inference.served import serve, serve_model
 from methods.interface import Silent
+from methods.kernels.prepared import BitmapProduct
 from methods.stream.source import CheckpointSource
 
 _PROMPT = torch.randint(3, 101, (1, 9), generator=torch.Generator().manual_seed(7))
@@ -37,29 +41,53 @@ class _Watcher(Silent, GridObserver):
     def close(self) -> None: ...
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["opt", "bloom", "llama"])
-def test_tokens_equal_those_of_generate(tmp_path: Path, family: str) -> None:
-    model = assemble(CheckpointSource(saved(tmp_path / "model", family)))
-    tokens, to_first, rest = greedy(model, _PROMPT, 20)
-    expected = model.generate(  # type: ignore[operator]
-        _PROMPT,
-        attention_mask=torch.ones_like(_PROMPT),
-        max_new_tokens=20,
-        min_new_tokens=20,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert tokens.tolist() == expected[0, 9:].tolist()
-    assert to_first > 0 and rest > 0
+def test_the_loop_chooses_what_generate_chooses(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    source = CheckpointSource(saved(tmp_path / "model", family), dtype=dtype)
+    model = assemble(source)
+    served = serve_model(model, source)
+    ours, theirs = by_loop(served, _PROMPT, 20)(), by_generate(model, _PROMPT, 20)()
+    assert min(ours.first, ours.rest, theirs.first, theirs.rest) > 0
+    # step by step from transformers' logits, so that a tie is told from a fault
+    ids = torch.cat((_PROMPT[0], ours.tokens))[None]
+    logits = model(ids).logits[0, _PROMPT.shape[1] - 1 : -1].float()
+    gaps = logits.amax(1) - logits.gather(1, ours.tokens[:, None])[:, 0]
+    assert float(gaps.max()) <= TIE[dtype] * float(logits.abs().max())
+    if dtype == torch.float32:
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
 
 
-def test_every_repeat_is_kept_and_the_warm_up_is_not(tmp_path: Path) -> None:
-    model = assemble(CheckpointSource(saved(tmp_path / "model", "llama")))
-    timed = decode(model, _PROMPT, 5, Silent(), repeats=3)
-    assert timed.first.shape == timed.rate.shape == (3,)
-    assert timed.tokens.shape == (3, 5) and (timed.tokens == timed.tokens[0]).all()
-    assert timed.peak_memory > sum(weight.nbytes for weight in model.parameters())
+def test_ways_take_turns_and_the_warm_up_is_not_kept() -> None:
+    calls: list[str] = []
+
+    def way(name: str, speed: float) -> Any:
+        def run() -> Once:
+            calls.append(name)
+            return Once(torch.tensor([1, 2, 3]), 0.5, 2 / speed)
+
+        return run
+
+    timed = in_turns({"a": way("a", 10), "b": way("b", 20)}, Silent(), repeats=3)
+    assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert timed["a"].rate.tolist() == [10, 10, 10] and timed["b"].rate.tolist() == [20, 20, 20]
+    assert timed["a"].tokens.shape == (3, 3) and timed["b"].first.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_tokens_agree_up_to_ties_and_a_wrong_kernel_is_found(tmp_path: Path) -> None:
+    source = pruned("nano-llama", tmp_path)
+    dense, packed = serve(source), serve(source, format="bitmap")
+    tokens = by_loop(dense, PROMPT, 24)().tokens
+    found = agreement(dense, packed, PROMPT, tokens)
+    assert found.compared == 24 and not found.wrong and found.distance < found.tie
+    product = next(packed.blocks[1].products())
+    assert isinstance(product, BitmapProduct)
+    product.weight.values.mul_(1.5)
+    broken = agreement(dense, packed, PROMPT, tokens)
+    assert broken.wrong and broken.wrong[0][1] > broken.tie
+    line = _token_warnings({}, {"bitmap": broken})[0]
+    assert f"bitmap: token {broken.wrong[0][0]} is not the dense kernels' choice" in line
+    assert f"{len(broken.wrong)} of 24 differ so" in line
 
 
 def test_spread_is_of_quartiles() -> None:
@@ -68,8 +96,13 @@ def test_spread_is_of_quartiles() -> None:
 
 
 def test_unsteady_speeds_are_warned_of() -> None:
-    assert _unsteady_warning(np.array([10.0, 10.1, 10.2, 9.9, 30.0])) == ()
-    assert "between 5 and 10 token/s" in _unsteady_warning(np.array([5.0, 5.0, 9.0, 10.0, 10.0]))[0]
+    def timed(*rate: float) -> dict[str, Timings]:
+        tokens = np.zeros((len(rate), 2), dtype=np.int64)
+        return {"bitmap": Timings(np.ones(len(rate)), np.array(rate), tokens)}
+
+    assert _unsteady_warnings(timed(10.0, 10.1, 10.2, 9.9, 30.0)) == ()
+    line = _unsteady_warnings(timed(5.0, 5.0, 9.0, 10.0, 10.0))[0]
+    assert "(bitmap)" in line and "between 5 and 10 token/s" in line
 
 
 def _run(out: Path, model: Path, **flags: Any) -> Outcome:
@@ -91,7 +124,10 @@ def _decoded(out: Path) -> dict[str, Record]:
     return {record.method: record for record in Store(out).records() if record.phase == "decode"}
 
 
-def test_records_say_what_was_timed_and_a_rerun_times_nothing(tmp_path: Path) -> None:
+def test_records_say_what_was_timed_and_a_rerun_times_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.measure.decode.REPEATS", 2)
     model = saved_with_tokenizer(tmp_path / "model", "opt", max_position_embeddings=192)
     out = tmp_path / "out"
     assert _run(out, model) == Outcome(done=2)
@@ -106,12 +142,22 @@ def test_records_say_what_was_timed_and_a_rerun_times_nothing(tmp_path: Path) ->
         assert record.metric("time_to_first_token") == pytest.approx(
             float(np.median(values["time_to_first_token"]))
         )
-        assert values["tokens"].shape == (5, 64)
+        assert values["tokens"].shape == (2, 64)
         assert math.isfinite(record.metric("decode_peak_memory") or math.nan)
         facts = record.provenance
-        assert [facts[name] for name in ("format", "threads", "dtype", "prompt_tokens", "new_tokens")] == [
-            *("dense", 1, "float32", 128, 64)
+        assert [facts[name] for name in ("threads", "dtype", "prompt_tokens", "new_tokens")] == [
+            *(1, "float32", 128, 64)
         ]
+        assert (record.metric("decode_tokens_per_second_generate") or 0) > 0
+        if record.method == "dense":
+            assert facts["formats"] == ["dense"] and record.metric("decode_speedup") is None
+            continue
+        assert facts["formats"] == ["bitmap", "dense"]
+        assert facts["agreement"]["bitmap"]["compared"] == 64  # type: ignore[call-overload, index]
+        ratio = values["decode_tokens_per_second_bitmap"] / values["decode_tokens_per_second"]
+        assert record.metric("decode_speedup") == pytest.approx(float(np.median(ratio)))
+        packed, dense = (record.metric(f"decode_weight_bytes{way}") or 0 for way in ("_bitmap", ""))
+        assert 0 < packed < dense
     assert len({record.subject for record in Store(out).records()}) == 6
     assert _run(out, model, threads="2") == Outcome(done=2), "a speed is of a thread count"
     assert len(_decoded(out)) == 2 and len(Store(out).history()) == len(before) + 2
@@ -126,3 +172,30 @@ def test_a_context_too_short_is_refused_after_the_other_phases(tmp_path: Path) -
         "prune",
         "perplexity",
     }
+
+
+def test_formats_follow_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.measure.decode.REPEATS", 1)
+    assert [
+        sparse_formats(target) for target in ("0%", "50%", "2:4", "slice25%", "0%+4bit", "bytes-30%")
+    ] == [*((), ("bitmap",), ("bitmap", "nm"), (), (), ("bitmap",))]
+    model = saved_with_tokenizer(tmp_path / "model", "llama", max_position_embeddings=192)
+    out = tmp_path / "out"
+    targets = {
+        "methods": "magnitude,slicegpt",
+        "sparsity": "0.02",
+        "pattern": "unstructured,2:4",
+        "slicing": "0.25",
+    }
+    assert _run(out, model, evaluations="decode", **targets).done == 4
+    found = {record.target: record for record in Store(out).records() if record.phase == "decode"}
+    assert {target: record.provenance["formats"] for target, record in found.items()} == {
+        "0%": ["dense"],
+        "2%": ["dense"],
+        "2:4": ["bitmap", "nm", "dense"],
+        "slice25%": ["dense"],
+    }
+    assert found["2%"].provenance["notes"] == [
+        "bitmap: too few zeros for any linear to get faster: dense only"
+    ]
+    assert (found["2:4"].metric("decode_speedup_nm") or 0) > 0

@@ -253,6 +253,20 @@ def test_phases_that_hold_the_whole_model_need_its_memory() -> None:
     assert streamed < 4 * 6.7e9 < whole
 
 
+def test_packed_models_lie_beside_the_dense_one_while_decoding() -> None:
+    options = {"models": "llama-2-7b", "evaluations": "decode"}
+    dense, pruned, grouped, sliced = (
+        estimate(last(**options, **more)).memory_bytes
+        for more in (
+            {"methods": "dense"},
+            {"methods": "magnitude", "sparsity": "0.5"},
+            {"methods": "magnitude", "pattern": "2:4"},
+            {"methods": "slicegpt", "slicing": "0.25"},
+        )
+    )
+    assert sliced < 1.2 * dense and 1.9 * dense < pruned < 0.75 * grouped
+
+
 def test_sensitivities_count_where_they_are_estimated(tmp_path: Path) -> None:
     base = estimate(last(models="smollm2-135m", methods="sparsegpt", protocol="lab"))
     fisher = estimate(last(models="smollm2-135m", methods="mixed", protocol="lab"))

@@ -1,0 +1,109 @@
+"""The decode loop, a token at a time, against whole forward passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pruned_nanos import NANOS, PROMPT, pruned
+from saved_models import saved
+from sliced_models import FAMILIES, sliced, streamed
+
+from methods.inference.assemble import assemble
+from methods.inference.cache import BlockCache
+from methods.inference.decode_loop import Session, continue_greedily, forced_logits
+from methods.inference.served import Served, serve, serve_model
+from methods.stream.source import CheckpointSource
+
+_TOKENS = torch.randint(3, 101, (1, 30), generator=torch.Generator().manual_seed(11))
+
+
+@torch.inference_mode()
+def _stepped(model: Served, tokens: torch.Tensor, first: int) -> torch.Tensor:
+    """Logits behind every token from ``first`` on: those before it at once, then one by one."""
+    session = Session(model, tokens.shape[1])
+    found = [session.feed(tokens[:, :first])]
+    found += [session.feed(tokens[:, place : place + 1]) for place in range(first, tokens.shape[1])]
+    assert session.length == tokens.shape[1]
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("first", [1, 12])
+@pytest.mark.parametrize("name", NANOS)
+def test_steps_equal_a_whole_pass_dense_and_packed(tmp_path: Path, name: str, first: int) -> None:
+    source = pruned(name, tmp_path)
+    whole = streamed(source, PROMPT)[0, first - 1 :]
+    dense, packed = serve(source), serve(source, format="bitmap")
+    assert packed.swap.packed == source.shape.blocks * len(source.family.matrices(source.shape))
+    for model in (dense, packed):
+        torch.testing.assert_close(_stepped(model, PROMPT, first), whole, rtol=0, atol=2e-4)
+    assert packed.nbytes < 0.7 * dense.nbytes
+    assert dense.nbytes == sum(weight.nbytes for weight in assemble(source).parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("opt", {"enable_bias": False}),
+        ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"num_key_value_heads": 1}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+    ],
+    ids=str,
+)
+def test_every_variant_is_decoded(tmp_path: Path, family: str, changes: dict[str, object]) -> None:
+    source = CheckpointSource(saved(tmp_path / "model", family, **changes))
+    whole = streamed(source, _TOKENS)[0, 9:]
+    torch.testing.assert_close(_stepped(serve(source), _TOKENS, 10), whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sliced_models_are_decoded(tmp_path: Path, family: str) -> None:
+    _, source = sliced(saved(tmp_path / "model", family), tmp_path / "sliced")
+    whole = streamed(source, _TOKENS)[0, 9:]
+    for model in (serve(source), serve_model(assemble(source), source)):
+        torch.testing.assert_close(_stepped(model, _TOKENS, 10), whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_served_model_shares_the_assembled_ones_memory(tmp_path: Path, family: str) -> None:
+    source = CheckpointSource(saved(tmp_path / "model", family))
+    model = assemble(source)
+    before = model(_TOKENS).logits
+    served = serve_model(model, source)
+    assert torch.equal(model(_TOKENS).logits, before)
+    held = {
+        product.weight.untyped_storage().data_ptr() for block in served.blocks for product in block.products()
+    }
+    name = f"{source.family.block_prefix(1)}{source.family.matrices(source.shape)[0].name}.weight"
+    assert model.get_parameter(name).untyped_storage().data_ptr() in held
+
+
+def test_forced_logits_and_greedy_tokens_belong_together(tmp_path: Path) -> None:
+    source = CheckpointSource(saved(tmp_path / "model", "llama"))
+    model = serve(source)
+    with torch.inference_mode():
+        session = Session(model, 32)
+        first = session.feed(_TOKENS[:, :20]).argmax()
+        tokens = torch.cat((first[None], continue_greedily(session, first[None, None], 10)))
+    logits = forced_logits(model, _TOKENS[:, :20], tokens)
+    assert torch.equal(logits.argmax(1), tokens) and logits.shape == (11, source.shape.vocabulary)
+    assert len(continue_greedily(session, first[None, None], 0)) == 0
+
+
+def test_caches_say_what_does_not_fit(tmp_path: Path) -> None:
+    cache = BlockCache(2, 4, 8, dtype=torch.float32, device=torch.device("cpu"))
+    assert cache.nbytes == 2 * 2 * 4 * 8 * 4
+    three = torch.ones(1, 2, 3, 8)
+    assert [part.shape[2] for part in cache.extend(three, three)] == [3, 3]
+    with pytest.raises(ValueError, match="a cache of 4 tokens holds 3: 3 more do not fit"):
+        cache.extend(three, three)
+    cache.length = 1
+    with pytest.raises(ValueError, match="3 tokens after 1 cached ones: go on one token at a time"):
+        cache.extend(three, three)
+    source = CheckpointSource(saved(tmp_path / "model", "opt"))
+    with pytest.raises(ValueError, match=r"a capacity of 100000 tokens: pass 1 to \d+, the model's context"):
+        Session(serve(source), 100_000)
