@@ -112,7 +112,7 @@ def native(session: nox.Session) -> None:
         return
     session.run("cmake", "-S", "cuda", "-B", "build/native-cuda", "-G", "Ninja", "-DPRUNE_BENCH_CUDA=ON")
     session.run("cmake", "--build", "build/native-cuda")
-    session.run("python", "cuda/ptxas.py")
+    session.run("python", "tests/ptxas.py")
 
 
 @nox.session

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
-from types import ModuleType
 
+import ptxas
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "cuda" / "ptxas.py"
 SAID = """\
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_Zsmall' for 'sm_90'
@@ -24,17 +21,7 @@ ptxas info    : Used 255 registers
 """
 
 
-@pytest.fixture(scope="module")
-def ptxas() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ptxas_figures", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_figures_are_read_from_what_the_assembler_says(ptxas: ModuleType) -> None:
+def test_the_figures_are_read_from_what_the_assembler_says() -> None:
     assert ptxas.parse(SAID) == {
         "sm_90": {
             "_Zsmall": {"registers": 38, "shared": 512, "stack": 0, "spills": 0},
@@ -43,7 +30,7 @@ def test_the_figures_are_read_from_what_the_assembler_says(ptxas: ModuleType) ->
     }
 
 
-def test_a_spill_and_a_changed_figure_are_named(ptxas: ModuleType) -> None:
+def test_a_spill_and_a_changed_figure_are_named() -> None:
     found = ptxas.parse(SAID)
     assert ptxas.differences(found, found) == ["sm_90 _Zlarge: spills 20 bytes"]
     kept = {
@@ -56,7 +43,7 @@ def test_a_spill_and_a_changed_figure_are_named(ptxas: ModuleType) -> None:
     assert "'registers': 36" in lines[2]
 
 
-def test_no_kept_kernel_spills_on_any_architecture(ptxas: ModuleType) -> None:
+def test_no_kept_kernel_spills_on_any_architecture() -> None:
     kept = json.loads(ptxas.KEPT.read_text(encoding="utf-8"))["figures"]
     assert set(kept) == {f"sm_{number}" for number in ptxas.ARCHITECTURES}
     for architecture, kernels in kept.items():
@@ -65,7 +52,7 @@ def test_no_kept_kernel_spills_on_any_architecture(ptxas: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_the_kernels_compile_to_the_kept_figures(ptxas: ModuleType) -> None:
+def test_the_kernels_compile_to_the_kept_figures() -> None:
     nvcc = shutil.which("nvcc")
     kept = json.loads(ptxas.KEPT.read_text(encoding="utf-8"))
     if nvcc is None or ptxas.compiler_version(nvcc) != kept["nvcc"]:

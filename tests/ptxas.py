@@ -1,6 +1,6 @@
-"""Registers, shared memory and spills of every CUDA kernel, kept in ``ptxas.json`` and compared by CI.
+"""Registers, shared memory and spills of every CUDA kernel, kept in ``cuda/ptxas.json`` and compared by CI.
 
-    python cuda/ptxas.py [--architectures 80,90] [--update]
+    python tests/ptxas.py [--architectures 80,90] [--update]
 
 A spill, or figures other than those kept, is exit code 1. The figures are of one compiler version, which the file names;
 another one has others, and is told so with exit code 0.
@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-KEPT = HERE / "ptxas.json"
+CUDA = Path(__file__).resolve().parents[1] / "cuda"
+KEPT = CUDA / "ptxas.json"
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 FLAGS = ("-std=c++17", "--fmad=false", "--Werror", "all-warnings", "-Xptxas=-v,-warn-spills,-warn-lmem-usage")
 
@@ -58,7 +58,7 @@ def compiler_version(nvcc: str) -> str:
 
 def measure(nvcc: str, architectures: tuple[str, ...]) -> Figures:
     """Compile the library and read the figures, kernels by their C++ names. Raises CalledProcessError."""
-    folders = [f"-I{HERE / name}" for name in ("include", "common", "gpu")]
+    folders = [f"-I{CUDA / name}" for name in ("include", "common", "gpu")]
     codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -67,7 +67,7 @@ def measure(nvcc: str, architectures: tuple[str, ...]) -> Figures:
             *folders,
             *codes,
             "-c",
-            str(HERE / "gpu" / "library.cu"),
+            str(CUDA / "gpu" / "library.cu"),
             "-o",
             f"{folder}/library.o",
         ]
