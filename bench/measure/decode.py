@@ -65,7 +65,8 @@ class Timings:
     @property
     def rate(self) -> NDArray[np.float64]:
         """Token/s of the tokens after the first, one a repeat."""
-        return self.steps.shape[1] / self.steps.sum(1)
+        found: NDArray[np.float64] = self.steps.shape[1] / self.steps.sum(1)
+        return found
 
     def speedup(self, dense: Timings) -> NDArray[np.float64]:
         """Times as fast as ``dense``, one a repeat: the median over tokens, each against the same one in the same round."""
