@@ -1,7 +1,7 @@
 """Speed of greedy decoding at batch 1: several ways of it timed in turns, and whether they choose the same tokens.
 
-Ways are timed round by round in one process, so that what else the machine does meets all of them alike and their ratio
-is honest.
+Our loops go in step, a token of one and then that token of the next, so that what else the machine does meets all of them
+alike and their ratio is honest; ``generate``, which cannot be stopped between tokens, runs between the rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.inference.decode_loop import Session, continue_greedily, forced_logits
+from methods.inference.decode_loop import Session, forced_logits
 from methods.inference.served import Served
 from methods.interface import Observer
 
@@ -28,11 +28,11 @@ __all__ = [
     "TIE",
     "WARMUPS",
     "Agreement",
+    "Loop",
     "Once",
     "Timings",
     "agreement",
     "by_generate",
-    "by_loop",
     "in_turns",
     "spread",
 ]
@@ -45,26 +45,33 @@ TIE: Final = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """One continuation: its tokens int64 [new], seconds to the first of them, seconds for the others."""
+    """One continuation: its tokens int64 [new], seconds to the first of them, and for each of the others [new - 1]."""
 
     tokens: Tensor
     first: float
-    rest: float
-
-
-Way = Callable[[], Once]
+    steps: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Every repeat of one way, float64 [repeats] in s and token/s, and the tokens chosen, int64 [repeats, new].
-
-    The first token comes out of the prefill and is timed with it; ``rate`` is that of the tokens after it.
+    """Every repeat of one way: seconds float64 to the first token [repeats] and for each other one [repeats, new - 1],
+    and the tokens chosen, int64 [repeats, new]. The first token comes out of the prefill and is timed with it.
     """
 
     first: NDArray[np.float64]
-    rate: NDArray[np.float64]
+    steps: NDArray[np.float64]
     tokens: NDArray[np.int64]
+
+    @property
+    def rate(self) -> NDArray[np.float64]:
+        """Token/s of the tokens after the first, one a repeat."""
+        found: NDArray[np.float64] = self.steps.shape[1] / self.steps.sum(1)
+        return found
+
+    def speedup(self, dense: Timings) -> NDArray[np.float64]:
+        """Times as fast as ``dense``, one a repeat: the median over tokens, each against the same one in the same round."""
+        found: NDArray[np.float64] = np.median(dense.steps / self.steps, axis=1)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +95,40 @@ class Agreement:
         return tuple((position, gap) for position, gap in pairs if not gap <= self.tie)
 
 
-def by_loop(model: Served, prompt: Tensor, new_tokens: int) -> Way:
-    """Our loop: a way to continue ``prompt`` [1, length] by ``new_tokens``, at least 2, caches included in its time."""
-    ids = prompt.to(model.device)
+class Loop:
+    """Our loop, one token at a time: ``prompt`` [1, length] continued by ``new_tokens``, 2 at least."""
+
+    def __init__(self, model: Served, prompt: Tensor, new_tokens: int) -> None:
+        self.model = model
+        self.prompt = prompt.to(model.device)
+        self.new_tokens = new_tokens
+        self.session: Session | None = None
+        self.tokens: list[Tensor] = []
 
     @torch.inference_mode()
-    def run() -> Once:
-        _wait(model.device)
+    def step(self) -> float:
+        """Choose the next token, the first of them in an empty cache; returns the seconds that took."""
+        _wait(self.model.device)
         began = time.perf_counter()
-        session = Session(model, ids.shape[1] + new_tokens - 1)
-        token = session.feed(ids).argmax(keepdim=True)[None]
-        _wait(model.device)
-        started = time.perf_counter()
-        others = continue_greedily(session, token, new_tokens - 1)
-        _wait(model.device)
-        ended = time.perf_counter()
-        return Once(torch.cat((token[0], others)).cpu(), started - began, ended - started)
+        if self.session is None:
+            self.session, self.tokens = Session(self.model, self.prompt.shape[1] + self.new_tokens - 1), []
+        fed = self.tokens[-1] if self.tokens else self.prompt
+        self.tokens.append(self.session.feed(fed).argmax(keepdim=True)[None])
+        _wait(self.model.device)
+        return time.perf_counter() - began
 
-    return run
+    def end(self, first: float, steps: NDArray[np.float64]) -> Once:
+        """What was chosen, with its times; the next step begins anew."""
+        self.session = None
+        return Once(torch.cat(self.tokens, dim=1)[0].cpu(), first, steps)
+
+    def run(self) -> Once:
+        """A whole continuation."""
+        first = self.step()
+        return self.end(first, np.array([self.step() for _ in range(self.new_tokens - 1)]))
 
 
-def by_generate(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Way:
+def by_generate(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Callable[[], Once]:
     """transformers' own ``generate`` with its default cache, greedy, ending at no end token."""
     ids = prompt.to(model.device)
     # As keywords: a whole GenerationConfig would be filled up with the model's own end token.
@@ -129,8 +149,8 @@ def by_generate(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Way:
         )
         _wait(model.device)
         ended = time.perf_counter()
-        first = clock.moments[1]  # the prompt itself comes before it
-        return Once(whole[0, ids.shape[1] :].cpu(), first - began, ended - first)
+        moments = np.array([*clock.moments[1:-1], ended])  # the prompt itself comes first
+        return Once(whole[0, ids.shape[1] :].cpu(), float(moments[0]) - began, np.diff(moments))
 
     return run
 
@@ -151,28 +171,43 @@ class _Clock:
         """Called at the end."""
 
 
-def in_turns(ways: Mapping[str, Way], observer: Observer, *, repeats: int = REPEATS) -> dict[str, Timings]:
-    """Warm every way up, then time ``repeats`` rounds of all of them, each round beginning with the next one."""
-    names = list(ways)
-    observer.phase("decode", (WARMUPS + repeats) * len(names))
-    found: dict[str, list[Once]] = {name: [] for name in names}
-    done = 0
+def in_turns(
+    loops: Mapping[str, Loop],
+    observer: Observer,
+    *,
+    whole: Mapping[str, Callable[[], Once]] | None = None,
+    repeats: int = REPEATS,
+) -> dict[str, Timings]:
+    """Warm everything up, then time ``repeats`` rounds: the ``loops`` in step, then what can only run ``whole``."""
+    between = dict(whole or {})
+    observer.phase("decode", WARMUPS + repeats)
+    found: dict[str, list[Once]] = {name: [] for name in (*loops, *between)}
     for turn in range(WARMUPS + repeats):
-        for place in range(len(names)):
-            name = names[(turn + place) % len(names)]
-            once = ways[name]()
+        round_ = {**_in_step(loops), **{name: run() for name, run in between.items()}}
+        for name, once in round_.items():
             if turn >= WARMUPS:
                 found[name].append(once)
-            done += 1
-            observer.step(done, name)
+        observer.step(turn + 1)
     return {
         name: Timings(
             np.array([once.first for once in runs]),
-            np.array([(len(once.tokens) - 1) / once.rest for once in runs]),
+            np.stack([once.steps for once in runs]),
             np.stack([once.tokens.numpy() for once in runs]),
         )
         for name, runs in found.items()
     }
+
+
+def _in_step(loops: Mapping[str, Loop]) -> dict[str, Once]:
+    """One continuation by each loop, token by token; who goes first changes with every token."""
+    names = list(loops)
+    count = min(loop.new_tokens for loop in loops.values())
+    seconds = {name: np.zeros(count) for name in names}
+    for token in range(count):
+        for place in range(len(names)):
+            name = names[(token + place) % len(names)]
+            seconds[name][token] = loops[name].step()
+    return {name: loops[name].end(float(took[0]), took[1:]) for name, took in seconds.items()}
 
 
 def agreement(dense: Served, other: Served, prompt: Tensor, tokens: Tensor) -> Agreement:

@@ -66,20 +66,23 @@ def decode(weights: Weights, run: Run) -> Figures:
     with PeakMemory(cell.device) as memory:
         whole = assemble(source)
         dense = serve_model(whole, source)
-        decoding.by_loop(dense, prompt, NEW_TOKENS)()
+        decoding.Loop(dense, prompt, NEW_TOKENS).run()
     loaded.models["dense"], loaded.added["dense"] = dense, memory.peak - memory.base
     loaded.base = loaded.base or memory.base
     assembled = time.perf_counter() - began
-    ways = {name: decoding.by_loop(model, prompt, NEW_TOKENS) for name, model in loaded.models.items()}
-    ways[_GENERATE] = decoding.by_generate(whole, prompt, NEW_TOKENS)
-    timed = decoding.in_turns(ways, run.observer, repeats=decoding.REPEATS)
+    timed = decoding.in_turns(
+        {name: decoding.Loop(model, prompt, NEW_TOKENS) for name, model in loaded.models.items()},
+        run.observer,
+        whole={_GENERATE: decoding.by_generate(whole, prompt, NEW_TOKENS)},
+        repeats=decoding.REPEATS,
+    )
     chosen = torch.from_numpy(timed["dense"].tokens[0])
     agreed = {
         name: decoding.agreement(dense, model, prompt, chosen)
         for name, model in loaded.models.items()
         if name != "dense"
     }
-    ratios = {name: timed[name].rate / timed["dense"].rate for name in agreed}
+    ratios = {name: timed[name].speedup(timed["dense"]) for name in agreed}
     arrays: dict[str, NDArray[Any]] = {"tokens": timed["dense"].tokens}
     spreads: dict[str, dict[str, float]] = {}
     for name, timings in timed.items():
@@ -88,6 +91,7 @@ def decode(weights: Weights, run: Run) -> Figures:
             (_named("time_to_first_token", name), timings.first),
         ):
             arrays[metric], spreads[metric] = values, decoding.spread(values)
+        arrays[_named("step_seconds", name)] = timings.steps
     for name, values in ratios.items():
         metric = _named("decode_speedup", name, main="bitmap")
         arrays[metric], spreads[metric] = values, decoding.spread(values)
@@ -120,7 +124,7 @@ def decode(weights: Weights, run: Run) -> Figures:
 
 def _load_packed(target: str, source: CheckpointSource, prompt: Tensor) -> _Loaded:
     """Packed models of the formats that suit the target, each loaded while only those before it lie in memory."""
-    from bench.measure.decode import by_loop
+    from bench.measure.decode import Loop
     from methods.inference.served import serve
     from methods.kernels import _native
 
@@ -138,7 +142,7 @@ def _load_packed(target: str, source: CheckpointSource, prompt: Tensor) -> _Load
             keep, group = (aim.keep, aim.group) if name == "nm" else (0, 0)
             model = serve(source, format="auto", keep=keep, group=group)
             if model.swap.packed:
-                by_loop(model, prompt, NEW_TOKENS)()
+                Loop(model, prompt, NEW_TOKENS).run()
         found.base = found.base or memory.base
         if not model.swap.packed:
             found.notes += (f"{name}: too few zeros for any linear to get faster: dense only",)

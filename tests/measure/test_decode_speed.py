@@ -12,7 +12,7 @@ import torch
 from pruned_nanos import PROMPT, pruned
 from saved_models import saved, saved_with_tokenizer
 
-from bench.measure.decode import TIE, Once, Timings, agreement, by_generate, by_loop, in_turns, spread
+from bench.measure.decode import TIE, Loop, Once, Timings, agreement, by_generate, in_turns, spread
 from bench.plan.cells import expand
 from bench.plan.formats import sparse_formats
 from bench.plan.observer import GridObserver
@@ -47,8 +47,9 @@ def test_the_loop_chooses_what_generate_chooses(tmp_path: Path, family: str, dty
     source = CheckpointSource(saved(tmp_path / "model", family), dtype=dtype)
     model = assemble(source)
     served = serve_model(model, source)
-    ours, theirs = by_loop(served, _PROMPT, 20)(), by_generate(model, _PROMPT, 20)()
-    assert min(ours.first, ours.rest, theirs.first, theirs.rest) > 0
+    ours, theirs = Loop(served, _PROMPT, 20).run(), by_generate(model, _PROMPT, 20)()
+    assert min(ours.first, *ours.steps, theirs.first, *theirs.steps) > 0
+    assert ours.steps.shape == theirs.steps.shape == (19,)
     # step by step from transformers' logits, so that a tie is told from a fault
     ids = torch.cat((_PROMPT[0], ours.tokens))[None]
     logits = model(ids).logits[0, _PROMPT.shape[1] - 1 : -1].float()
@@ -58,26 +59,50 @@ def test_the_loop_chooses_what_generate_chooses(tmp_path: Path, family: str, dty
         assert ours.tokens.tolist() == theirs.tokens.tolist()
 
 
-def test_ways_take_turns_and_the_warm_up_is_not_kept() -> None:
+class _Paced(Loop):
+    """Takes the time it is told to, and says when it was called."""
+
+    def __init__(self, name: str, seconds: float, calls: list[str]) -> None:
+        self.name, self.seconds, self.calls, self.new_tokens = name, seconds, calls, 3
+
+    def step(self) -> float:
+        self.calls.append(self.name)
+        return self.seconds
+
+    def end(self, first: float, steps: np.ndarray[Any, Any]) -> Once:
+        return Once(torch.tensor([1, 2, 3]), first, steps)
+
+
+def test_loops_go_in_step_and_the_warm_up_is_not_kept() -> None:
     calls: list[str] = []
 
-    def way(name: str, speed: float) -> Any:
-        def run() -> Once:
-            calls.append(name)
-            return Once(torch.tensor([1, 2, 3]), 0.5, 2 / speed)
+    def whole() -> Once:
+        calls.append("whole")
+        return Once(torch.tensor([1, 2, 3]), 0.5, np.array([1.0, 3.0]))
 
-        return run
+    loops = {"dense": _Paced("d", 0.5, calls), "bitmap": _Paced("b", 0.25, calls)}
+    timed = in_turns(loops, Silent(), whole={"generate": whole}, repeats=3)
+    assert calls == ["d", "b", "b", "d", "d", "b", "whole"] * 4
+    assert timed["dense"].rate.tolist() == [2, 2, 2] and timed["bitmap"].rate.tolist() == [4, 4, 4]
+    assert (
+        timed["generate"].rate.tolist() == [0.5, 0.5, 0.5] and timed["generate"].first.tolist() == [0.5] * 3
+    )
+    assert timed["bitmap"].speedup(timed["dense"]).tolist() == [2, 2, 2]
+    assert timed["bitmap"].tokens.shape == (3, 3)
 
-    timed = in_turns({"a": way("a", 10), "b": way("b", 20)}, Silent(), repeats=3)
-    assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
-    assert timed["a"].rate.tolist() == [10, 10, 10] and timed["b"].rate.tolist() == [20, 20, 20]
-    assert timed["a"].tokens.shape == (3, 3) and timed["b"].first.tolist() == [0.5, 0.5, 0.5]
+
+def test_a_ratio_stands_a_disturbance_of_single_tokens() -> None:
+    steps, tokens = np.full((1, 9), 0.1), np.zeros((1, 10), dtype=np.int64)
+    disturbed = steps / 2
+    disturbed[0, 3] = 50
+    dense, packed = Timings(np.ones(1), steps, tokens), Timings(np.ones(1), disturbed, tokens)
+    assert packed.speedup(dense).tolist() == [2] and packed.rate[0] < dense.rate[0]
 
 
 def test_tokens_agree_up_to_ties_and_a_wrong_kernel_is_found(tmp_path: Path) -> None:
     source = pruned("nano-llama", tmp_path)
     dense, packed = serve(source), serve(source, format="bitmap")
-    tokens = by_loop(dense, PROMPT, 24)().tokens
+    tokens = Loop(dense, PROMPT, 24).run().tokens
     found = agreement(dense, packed, PROMPT, tokens)
     assert found.compared == 24 and not found.wrong and found.distance < found.tie
     product = next(packed.blocks[1].products())
@@ -98,7 +123,7 @@ def test_spread_is_of_quartiles() -> None:
 def test_unsteady_speeds_are_warned_of() -> None:
     def timed(*rate: float) -> dict[str, Timings]:
         tokens = np.zeros((len(rate), 2), dtype=np.int64)
-        return {"bitmap": Timings(np.ones(len(rate)), np.array(rate), tokens)}
+        return {"bitmap": Timings(np.ones(len(rate)), 1 / np.array(rate)[:, None], tokens)}
 
     assert _unsteady_warnings(timed(10.0, 10.1, 10.2, 9.9, 30.0)) == ()
     line = _unsteady_warnings(timed(5.0, 5.0, 9.0, 10.0, 10.0))[0]
@@ -154,8 +179,9 @@ def test_records_say_what_was_timed_and_a_rerun_times_nothing(
             continue
         assert facts["formats"] == ["bitmap", "dense"]
         assert facts["agreement"]["bitmap"]["compared"] == 64  # type: ignore[call-overload, index]
-        ratio = values["decode_tokens_per_second_bitmap"] / values["decode_tokens_per_second"]
+        ratio = np.median(values["step_seconds"] / values["step_seconds_bitmap"], axis=1)
         assert record.metric("decode_speedup") == pytest.approx(float(np.median(ratio)))
+        assert values["step_seconds"].shape == (2, 63)
         packed, dense = (record.metric(f"decode_weight_bytes{way}") or 0 for way in ("_bitmap", ""))
         assert 0 < packed < dense
     assert len({record.subject for record in Store(out).records()}) == 6
