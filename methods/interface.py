@@ -357,7 +357,8 @@ class RecoveryReport:
 
     ``steps`` and ``tokens`` trained on, ``seconds`` of training and choosing; ``trainable``: weights that could
     change. By stage: what it was pruned to, its loss on held-out text (nat/token) before and after training, and
-    the step that was best. ``resumed``: a part of it was done by a run that was killed.
+    the step that was best. ``resumed``: a part of pruning or training was
+    done by a run that was killed.
     """
 
     name: str

@@ -128,7 +128,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
             f"went on after block {report.resumed_blocks - 1} of a killed run: peak memory was not measured whole",
         )
         if report.resumed_blocks and report.outside is None
-        else ("went on with the training of a killed run: peak memory was not measured whole",)
+        else ("went on with a killed run: peak memory was not measured whole",)
         if _goes_on(report)
         else ()
     )
@@ -271,7 +271,7 @@ def _cost_metrics(report: PruneReport, memory: PeakMemory) -> list[Metric]:
 
 
 def _goes_on(report: PruneReport) -> bool:
-    """Whether a part of the training was done by a killed run."""
+    """Whether a part of what leads to a recovered model was done by a killed run."""
     return report.recovery is not None and report.recovery.resumed
 
 

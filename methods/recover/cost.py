@@ -53,7 +53,8 @@ def cost(shape: ModelShape, kind: str, values: Mapping[str, Any], length: int, h
     prunable = sizes.prunable(shape)
     micro = max(length, min(MICRO_TOKENS, batch * length))
     # measured on the packaged models; BLOOM's attention alone keeps its probabilities
-    kept = 12 * shape.width + (4 if shape.gated else 3) * shape.feedforward
+    wide, fed = (18, 4) if shape.gated else (12, 3)
+    kept = wide * shape.width + fed * shape.feedforward
     kept = shape.blocks * (kept + (3 * shape.heads * length if shape.family == "bloom" else 0))
     activations = micro * (kept + 4 * shape.vocabulary)
     products = 2 * prunable if rank is not None else 0

@@ -193,6 +193,7 @@ class _Schedule:
         self.warnings: list[str] = []
         self.trained: list[Trained] = []
         self.trainable = 0
+        self.resumed = False
 
     def go(self) -> PruneReport:
         """Prune and train, stage by stage."""
@@ -223,11 +224,14 @@ class _Schedule:
 
     def _prune(self, number: int, aim: Target, folder: Path, before: Path | None) -> PruneReport:
         """Prune what the stage before left into ``folder``/pruned, or find it pruned."""
-        note = folder / "pruned.json"
+        note, begun = folder / "pruned.json", folder / "begun.json"
         if self._same(note):
             report = _restored(_read(note)["report"])
+            self.resumed = True
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not self._same(begun):
+                shutil.rmtree(folder, ignore_errors=True)
+                write_json(begun, {"identity": self.identity})
             source = _under(self.source, before, self.source.dtype)
             run = replace(
                 self.run,
@@ -238,6 +242,7 @@ class _Schedule:
             )
             blocks = BlockFolder(folder / "pruned")
             report = self.what.pruner.prune(source, self.calibration, aim, blocks, run)
+            self.resumed |= report.resumed_blocks > 0
             if before is not None:
                 _carry_outer(before, blocks, {})
             write_json(note, {"identity": self.identity, "report": dataclasses.asdict(report)})
@@ -297,7 +302,7 @@ class _Schedule:
                 loss_before=tuple(trained.loss_before for trained in self.trained),
                 loss_after=tuple(trained.loss_best for trained in self.trained),
                 best_steps=tuple(trained.best for trained in self.trained),
-                resumed=any(trained.resumed for trained in self.trained),
+                resumed=self.resumed or any(trained.resumed for trained in self.trained),
             ),
         )
 

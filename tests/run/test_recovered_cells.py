@@ -158,11 +158,10 @@ def test_an_interrupted_grid_ends_the_same(
     assert got.metric("perplexity") == wanted.metric("perplexity")
     assert not (tmp_path / "work").exists() or not any((tmp_path / "work").iterdir())
     record = _records(tmp_path, "prune")["2xfull"]
-    if at == ("recover", 3):
+    went_on = "went on with a killed run: peak memory was not measured whole"
+    if at[0] != "perplexity":
         assert record.metric("peak_memory") is None
-        assert (
-            "went on with the training of a killed run: peak memory was not measured whole" in record.warnings
-        )
+        assert any(went_on in text or "of a killed run" in text for text in record.warnings)
 
 
 def test_recovered_results_stay_out_of_the_one_shot_ranking(whole: Path) -> None:

@@ -142,10 +142,22 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         )
         went_on = every < 0 and at > 1  # what is killed at a step has not saved it
         stages = int(recover[0]) if recover[0].isdigit() else 1
-        assert report.recovery.resumed == (went_on or skip > 0)
+        assert report.recovery.resumed
         assert seen.phases.count("prune") == stages - skip - 1
         if went_on:
             assert seen.first["recover"] == at - 1
+
+
+def test_a_pruning_killed_in_the_middle_goes_on_from_its_last_block(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "opt")
+    options: dict[str, Any] = {"model": model, "method": "sparsegpt", "target": "70%"}
+    _, straight = prune(tmp_path / "straight", "2xfull", **options)
+    run = {"work": tmp_path / "work", "identity": "cell"}
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path / "killed", "2xfull", run={**run, "observer": _Killed(2, "prune", skip=1)}, **options)
+    report, resumed = prune(tmp_path / "killed", "2xfull", run=run, **options)
+    assert same(weights(straight), weights(resumed))
+    assert report.resumed_blocks > 0 and report.recovery is not None and report.recovery.resumed
 
 
 class _Steps(Silent):
