@@ -73,7 +73,7 @@ def _settings(model: Path, **flags: Any) -> Any:
 
 def _run(out: Path, model: Path, watcher: _Watcher | None = None, **flags: Any) -> Outcome:
     settings = _settings(model, **flags)
-    return execute(expand(settings), out, watcher or _Watcher(), save=settings.save)
+    return execute(expand(settings), out, watcher or _Watcher(), save=settings.saved)
 
 
 def _records(out: Path, phase: str) -> dict[str, Record]:
