@@ -117,7 +117,7 @@ def native(session: nox.Session) -> None:
 
 @nox.session
 def speed(session: nox.Session) -> None:
-    """Measure the kernels; never a gate."""
+    """Measure kernels and whole prunes, saved under .benchmarks; `-- --benchmark-compare` sets them beside the last."""
     session.install("-q", *PINS, "-e", ".[test]")
     session.run(
         "pytest",
@@ -126,6 +126,7 @@ def speed(session: nox.Session) -> None:
         "addopts=--import-mode=importlib",
         "-s",
         "--benchmark-only",
+        "--benchmark-autosave",
         *session.posargs,
     )
 
