@@ -26,7 +26,7 @@ _FORMATS = ("table", "html", "markdown", "csv", "json")
 def command(ctx: click.Context, out: Path, form: str) -> None:
     """Show a run's figures as a table, tidy CSV, JSON or Markdown on standard output, or write the HTML page.
 
-    CSV has the columns cell,status,model,method,target,seed,protocol,metric,unit,value and nothing else.
+    CSV has the columns cell,status,model,method,target,seed,protocol,metric,unit,value,recovery and nothing else.
     """
     session: Session = ctx.find_object(Session) or Session(())
     session.out = out
