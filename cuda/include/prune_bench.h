@@ -195,10 +195,9 @@ PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_scan(const prune_bench_bitmap_
 PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_gather(const prune_bench_bitmap_pack_params* params);
 PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_unpack(const prune_bench_bitmap_unpack_params* params);
 
-/* CUDA. The same product, meant for up to 16 tokens; more take a pass of the weight for every 16. Returns once launched,
- * so a row whose bitmap, offsets and values disagree is no status: its outputs are NaN. */
-PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_bitmap_matmul(const prune_bench_bitmap_matmul_params* params,
-                                                          void* stream);
+/* CUDA. The same product, meant for up to 16 tokens; more take a pass of the weight for every 16. Returns once
+ * launched, so a row whose bitmap, offsets and values disagree is no status: its outputs are NaN. */
+PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_bitmap_matmul(const prune_bench_bitmap_matmul_params* params, void* stream);
 
 /* CPU. Whether bitmap, offsets and values belong together; *bad_row is the first row where they do not, -1 where all
  * do or the fault is of no row. Reads no value. */
