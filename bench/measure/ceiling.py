@@ -31,8 +31,11 @@ class Ceilings:
         return Ceilings(max(self.bandwidth, other.bandwidth), max(self.rate, other.rate))
 
 
-def measure(repeats: int = 3) -> Ceilings:
-    """Measure both. Bandwidth is the best of a dot product, and of our own dense product with one input."""
+def measure(dtype: torch.dtype = torch.float32, repeats: int = 3) -> Ceilings:
+    """Measure both; the rate is that of products in ``dtype``, which processors may have units for.
+
+    Bandwidth is the best of a dot product, and of our own dense product with one input.
+    """
     flat = torch.ones(_STREAM // 4)
     matrix, x = flat.view(-1, 4096), torch.ones(1, 4096)
     reads: tuple[Callable[[], object], ...] = (
@@ -41,7 +44,7 @@ def measure(repeats: int = 3) -> Ceilings:
     )
     fastest = min(_best(read, repeats) for read in reads)
     tokens, columns, rows = _GEMM
-    inputs, weight = torch.ones(tokens, columns), torch.ones(rows, columns)
+    inputs, weight = torch.ones(tokens, columns, dtype=dtype), torch.ones(rows, columns, dtype=dtype)
     gemm = _best(lambda: torch.nn.functional.linear(inputs, weight), repeats)
     return Ceilings(_STREAM / fastest, 2 * tokens * columns * rows / gemm)
 

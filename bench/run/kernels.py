@@ -85,7 +85,7 @@ def run(
     torch.set_num_threads(settings.threads)
     machine = environment("cpu", settings.threads)
     stored = {record.key: record for record in store.records()}
-    ceilings: Ceilings | None = None
+    highest: dict[torch.dtype, Ceilings] = {}
     for number, problem in enumerate(wanted, 1):
         for name, reason in problem.refused:
             outcome.refused += 1
@@ -97,13 +97,13 @@ def run(
         ]
         if missing:
             watch(f"[{number}/{len(wanted)}] {problem}: {len(missing)} rows")
-            seen = ceiling.measure()
-            ceilings = seen if ceilings is None else ceilings.raised(seen)
             prepared = prepare(problem)
+            seen = ceiling.measure(prepared.dtype)
+            ceilings = highest[prepared.dtype] = seen.raised(highest.get(prepared.dtype, seen))
         for batch in dict.fromkeys(row.batch for row in problem.wanted):
             rows = [row for row in problem.wanted if row.batch == batch]
             fresh = [row for row in rows if row in missing]
-            if fresh and ceilings is not None:
+            if fresh:
                 began = now()
                 measured = prepared.measure([row.format for row in fresh], batch, settings.repeats, ceilings)
                 for row, found in zip(fresh, measured, strict=True):

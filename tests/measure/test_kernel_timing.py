@@ -64,7 +64,7 @@ def test_verdicts_follow_quartiles_and_errors() -> None:
 
 def test_ceilings_are_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "_STREAM", 16 << 20)
-    found = ceiling.measure(2)
+    found = ceiling.measure(torch.bfloat16, 2)
     assert 1e8 < found.bandwidth < 1e13 and 1e8 < found.rate < 1e15
     assert found.raised(Ceilings(1.0, 1e18)) == Ceilings(found.bandwidth, 1e18)
     assert ceiling.cache_bytes() >= 1 << 18
