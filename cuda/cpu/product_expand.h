@@ -22,7 +22,10 @@ struct Checked {
     __builtin_memset(buffer, 0, sizeof buffer);
     const int64_t count = __builtin_popcountll(mask);
     if (count > nonzeros - index) return false;
-    __builtin_memcpy(buffer, base + index * size_of<kDtype>(), static_cast<size_t>(count * size_of<kDtype>()));
+    // Without a value there may be no memory either.
+    if (count > 0) {
+      __builtin_memcpy(buffer, base + index * size_of<kDtype>(), static_cast<size_t>(count * size_of<kDtype>()));
+    }
     Step::expand(mask, buffer, 0, out);
     return true;
   }
