@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.kernels.formats import Bitmap
 from methods.kernels.operators import Grid
+from methods.kernels.products import Parts
 
 
 @dataclass(frozen=True)
@@ -181,3 +183,16 @@ PRODUCTS = [
     ),
     ProductCase(21, 240, 2, torch.int8, keep=4, group=8),
 ]
+
+
+def product_parts(packed: Bitmap) -> Parts:
+    """What a native product takes of a packed matrix, in its order."""
+    return (
+        packed.bitmap,
+        packed.offsets,
+        packed.values,
+        packed.scales,
+        packed.columns,
+        packed.keep,
+        packed.group,
+    )

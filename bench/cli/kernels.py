@@ -153,9 +153,7 @@ def _show_plan(settings: KernelSettings, wanted: list[Problem]) -> int:
             )
             for problem, found, refused in rows
         ],
-        f"{counted(count, 'row')} of {counted(len(wanted), 'matrix')} (all figures are estimates)".replace(
-            "matrixs", "matrices"
-        ),
+        f"{counted(count, 'row')} of {counted(len(wanted), 'problem')} (all figures are estimates)",
     )
     click.echo(f"in all: {duration_text(total)} at {settings.threads} threads; rows go to {settings.out}")
     return 0

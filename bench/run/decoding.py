@@ -131,7 +131,7 @@ def _load_packed(target: str, source: CheckpointSource, prompt: Tensor) -> _Load
     found = _Loaded({}, {}, 0, ())
     formats = () if source.shape.slices is not None else sparse_formats(target)
     if formats and source.device.type != "cpu":
-        found.notes = (f"packed products have no kernel on {source.device.type} yet: dense only",)
+        found.notes = (f"packed decoding runs on CPUs only, not on {source.device.type}: dense only",)
         return found
     if formats and _native.load("cpu").handle is None:
         found.notes = (f"no native library ({_native.load('cpu').reason}): dense only",)

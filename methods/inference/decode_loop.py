@@ -9,7 +9,7 @@ from methods.inference.cache import BlockCache, caches
 from methods.inference.served import Served
 from methods.interface import Arguments
 
-__all__ = ["Session", "continue_greedily", "forced_logits"]
+__all__ = ["Session", "forced_logits"]
 
 
 class Session:
@@ -53,21 +53,6 @@ class Session:
         self.length = end
         logits: Tensor = model.head(model.family.finish(model.outer, model.config, hidden[:, -1:]))
         return logits[0, 0]
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes that the caches take."""
-        return sum(cache.nbytes for cache in self.caches)
-
-
-@torch.inference_mode()
-def continue_greedily(session: Session, token: Tensor, count: int) -> Tensor:
-    """``count`` tokens int64 [count] that follow ``token`` [1, 1], each the likeliest, the lowest id among equals."""
-    chosen = []
-    for _ in range(count):
-        token = session.feed(token).argmax(keepdim=True)[None]
-        chosen.append(token)
-    return torch.cat(chosen, dim=1)[0] if chosen else token.new_empty(0)
 
 
 @torch.inference_mode()

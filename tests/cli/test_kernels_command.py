@@ -99,7 +99,7 @@ def test_tables_reports_and_refusals(bench: Any, tmp_path: Path) -> None:
 def test_a_dry_run_measures_nothing(bench: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = bench(*_WORDS, "--out", str(out), "--dry-run")
-    assert found.code == 0 and "6 rows of 1 matrix" in found.out and not out.exists()
+    assert found.code == 0 and "6 rows of 1 problem" in found.out and not out.exists()
     plan = json.loads(bench(*_WORDS, "--out", str(out), "--dry-run", "--json").out)
     assert plan["rows"] == 6 and plan["problems"][0]["shape"] == "60x64"
 

@@ -96,7 +96,7 @@ def test_a_wider_block_than_the_gpu_takes_is_refused(emulated: _native.Library) 
 def test_the_product_agrees_with_float64(emulated: _native.Library, case: cases.ProductCase) -> None:
     weight, x, bias = cases.product_inputs(case)
     packed = pack(weight, dtype=case.dtype, keep=case.keep, group=case.group)
-    got = products.call_bitmap(emulated, x, _parts(packed), bias, isa="best", threads=0)
+    got = products.call_bitmap(emulated, x, cases.product_parts(packed), bias, isa="best", threads=0)
     exact = x.double() @ unpack(packed).double().T + bias.double()
     size = x.double().abs() @ unpack(packed).double().abs().T + bias.double().abs()
     assert got.shape == exact.shape
@@ -107,7 +107,9 @@ def test_the_product_agrees_with_float64(emulated: _native.Library, case: cases.
 def test_stored_nan_and_infinity_come_through(emulated: _native.Library, dtype: torch.dtype) -> None:
     weight, x, _ = cases.product_inputs(cases.ProductCase(5, 70, 2, dtype))
     weight[1, 5], weight[2, 69], weight[3, 0], weight[4, 64] = math.nan, math.inf, -math.inf, -0.0
-    got = products.call_bitmap(emulated, x.abs() + 0.1, _parts(pack(weight)), None, isa="best", threads=0)
+    got = products.call_bitmap(
+        emulated, x.abs() + 0.1, cases.product_parts(pack(weight)), None, isa="best", threads=0
+    )
     assert bool(got[:, 1].isnan().all())
     assert got[:, 2:4].tolist() == [[math.inf, -math.inf]] * 2
     assert bool(got[:, [0, 4]].isfinite().all())
@@ -116,7 +118,9 @@ def test_stored_nan_and_infinity_come_through(emulated: _native.Library, dtype: 
 def test_subnormal_and_extreme_halves_are_read_right(emulated: _native.Library) -> None:
     bits = torch.tensor([[1, 0x03FF, 0x0400, 0x7BFF, -0x8000 + 0x3C00]], dtype=torch.int16)
     weight = bits.view(torch.float16)
-    got = products.call_bitmap(emulated, torch.eye(5), _parts(pack(weight)), None, isa="best", threads=0)
+    got = products.call_bitmap(
+        emulated, torch.eye(5), cases.product_parts(pack(weight)), None, isa="best", threads=0
+    )
     assert torch.equal(got[:, 0], weight[0].float())
 
 
@@ -137,20 +141,8 @@ def test_rows_whose_parts_disagree_are_nan_and_the_others_right(emulated: _nativ
         (packed.bitmap, far, {3, 4}),
         (packed.bitmap, back, {2, 3}),
     ):
-        parts = _parts(Bitmap(bitmap, offsets, packed.values, None, 200))
+        parts = cases.product_parts(Bitmap(bitmap, offsets, packed.values, None, 200))
         got = products.call_bitmap(emulated, x, parts, bias, isa="best", threads=0)
         assert {row for row in range(6) if bool(got[:, row].isnan().all())} == bad
         good = sorted(set(range(6)) - bad)
         torch.testing.assert_close(got[:, good], wanted[:, good])
-
-
-def _parts(packed: Bitmap) -> products.Parts:
-    return (
-        packed.bitmap,
-        packed.offsets,
-        packed.values,
-        packed.scales,
-        packed.columns,
-        packed.keep,
-        packed.group,
-    )

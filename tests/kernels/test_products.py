@@ -17,18 +17,6 @@ from methods.kernels.twins import bitmap as twin
 ISAS = ["portable", "avx2", "avx512", "avx512vbmi2"]
 
 
-def parts(packed: Bitmap) -> products.Parts:
-    return (
-        packed.bitmap,
-        packed.offsets,
-        packed.values,
-        packed.scales,
-        packed.columns,
-        packed.keep,
-        packed.group,
-    )
-
-
 def by_library(
     x: Tensor, packed: Bitmap, bias: Tensor | None, *, isa: str = "best", threads: int = 1
 ) -> Tensor:
@@ -37,7 +25,7 @@ def by_library(
         pytest.skip(f"needs the native CPU library: {library.reason}")
     if isa != "best" and not _native.cpu_has_isa(isa):
         pytest.skip(f"needs a processor with {isa}")
-    return products.call_bitmap(library, x, parts(packed), bias, isa=isa, threads=threads)
+    return products.call_bitmap(library, x, cases.product_parts(packed), bias, isa=isa, threads=threads)
 
 
 def assert_close(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -60,7 +48,10 @@ def test_every_instruction_set_agrees_with_the_twin(case: cases.ProductCase, isa
     got = by_library(x, packed, bias, isa=isa)
     assert_close(got, x, unpack(packed), bias)
     torch.testing.assert_close(
-        got, twin.bitmap_matmul(x, *parts(packed)[:4], bias, *parts(packed)[4:]), rtol=1e-4, atol=1e-4
+        got,
+        twin.bitmap_matmul(x, *cases.product_parts(packed)[:4], bias, *cases.product_parts(packed)[4:]),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 

@@ -10,9 +10,10 @@ from pruned_nanos import NANOS, PROMPT, pruned
 from saved_models import saved
 from sliced_models import FAMILIES, sliced, streamed
 
+from bench.measure.decode import Loop
 from methods.inference.assemble import assemble
 from methods.inference.cache import BlockCache
-from methods.inference.decode_loop import Session, continue_greedily, forced_logits
+from methods.inference.decode_loop import Session, forced_logits
 from methods.inference.served import Served, serve, serve_model
 from methods.stream.source import CheckpointSource
 
@@ -85,13 +86,9 @@ def test_a_served_model_shares_the_assembled_ones_memory(tmp_path: Path, family:
 def test_forced_logits_and_greedy_tokens_belong_together(tmp_path: Path) -> None:
     source = CheckpointSource(saved(tmp_path / "model", "llama"))
     model = serve(source)
-    with torch.inference_mode():
-        session = Session(model, 32)
-        first = session.feed(_TOKENS[:, :20]).argmax()
-        tokens = torch.cat((first[None], continue_greedily(session, first[None, None], 10)))
+    tokens = Loop(model, _TOKENS[:, :20], 11).run().tokens
     logits = forced_logits(model, _TOKENS[:, :20], tokens)
     assert torch.equal(logits.argmax(1), tokens) and logits.shape == (11, source.shape.vocabulary)
-    assert len(continue_greedily(session, first[None, None], 0)) == 0
 
 
 def test_caches_say_what_does_not_fit(tmp_path: Path) -> None:
