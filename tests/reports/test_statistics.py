@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from bench.results.records import Record
 from bench.results.values import save_values
-from reports.statistics import FEWEST_UNITS, RESAMPLES, differences
+from reports.statistics import FEWEST_UNITS, RESAMPLES, differences, ratio, summarise
 from reports.verdicts import DIVERGENCE, PERPLEXITY, Sample, Values, Verdict, judge, measure_of, sample
 
 WINDOWS = 64
@@ -169,3 +170,18 @@ def test_what_is_not_comparable_is_refused(tmp_path: Path) -> None:
     assert both.reason == "B: two results with one seed"
     same = compared([first], [first], tmp_path)
     assert same.outcome == "not distinguishable" and same.difference is not None and same.difference.p == 1
+
+
+def test_means_over_seeds_leave_nothing_out() -> None:
+    assert summarise([]).mean is None
+    assert summarise([3]).mean == 3
+    assert summarise([3]).half_width is None
+    assert summarise([2, 2]).mean == 2
+    assert isinstance(summarise([2, 2]).mean, int)
+    assert summarise([1.0, None]).mean is None
+    assert math.isnan(summarise([1.0, math.nan]).mean or 0)
+    assert summarise([1.0, math.inf]).mean == math.inf
+    assert math.isnan(summarise([-math.inf, math.inf]).mean or 0)
+    assert ratio(2.0, 0.0) is None
+    assert ratio(2.0, math.nan) is None
+    assert ratio(3.0, 2.0) == 1.5
