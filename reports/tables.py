@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -98,6 +99,17 @@ _NAMES: Final = ("Method", "Target")
 _CONTEXT: Final = ("Calibration", "Seeds")
 
 
+class Shown(str):
+    """A cell as it is read, with the number that it sorts by."""
+
+    order: float | None
+
+    def __new__(cls, text: str, order: float | None) -> Shown:
+        shown = super().__new__(cls, text)
+        shown.order = None if order is None or math.isnan(order) else float(order)
+        return shown
+
+
 @dataclass(frozen=True)
 class Table:
     """Text cells; the first `headers` columns name the row, the last `words` are text, the rest figures.
@@ -123,7 +135,7 @@ def figure_of(row: Row, phase: str, name: str, headed: str = "") -> str:
     summary = row.figures.get((phase, name), NO_SUMMARY)
     unit = row.units.get((phase, name), "1")
     unit = "1" if unit == headed else unit
-    return spread(figure(summary.mean, unit, name), summary.half_width, unit, name)
+    return Shown(spread(figure(summary.mean, unit, name), summary.half_width, unit, name), summary.mean)
 
 
 def _names(row: Row) -> tuple[str, str]:
@@ -139,7 +151,7 @@ def change_of(row: Row) -> str:
     if row.method == DENSE:
         return MISSING
     half = row.change.half_width
-    return percent_change(row.change.mean) + (f" ± {100 * half:.2g}" if half else "")
+    return Shown(percent_change(row.change.mean) + (f" ± {100 * half:.2g}" if half else ""), row.change.mean)
 
 
 def seeds_of(row: Row) -> str:
