@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from reports.comparison import DENSE, QUALITY_PHASE, Group, Key, Row
@@ -27,12 +27,14 @@ ALL_PAIRS: Final = 6
 """Up to so many methods at a target, every pair is judged; of more, the first against each of the others."""
 MOST_RIVALS: Final = 24
 MOST_TASKS: Final = 4
+FEW_PAIRS: Final = 2
+MOST_TARGETS: Final = 24
 
 _NOTES: Final = (
     (
         "A against B on the same windows or items, with 95 % intervals of a paired bootstrap "
-        f"({RESAMPLES:,} resamples; percentiles). With one seed they cover other text only; where a pair shares several calibration "
-        "seeds, these are drawn anew too, and Student's t-test over seeds has to agree."
+        f"({RESAMPLES:,} resamples; percentiles). With one seed they cover other text only; where a pair shares several "
+        "calibration seeds, these are drawn anew too, and Student's t-test over seeds has to agree."
     ),
     (
         "p is two-sided and corrected by Holm over the pairs of the column; a pair is called not distinguishable from "
@@ -70,7 +72,7 @@ def contests(groups: Sequence[Group], values: Values) -> Contests:
     """The contests of every group, all judged in one pass; p-values are corrected by target and measure."""
     planned: list[tuple[Key, str, tuple[Row, ...], tuple[Measure, ...]]] = []
     for group in groups:
-        for target in group.targets:
+        for target in group.targets[:MOST_TARGETS]:
             measures, rows = _field(group, target)
             if len(rows) > 1:
                 planned.append((group.key, target, rows, measures))
@@ -115,19 +117,40 @@ def _matched(count: int) -> Iterator[tuple[int, int]]:
             yield first, second
 
 
-def verdict_table(contest: Contest) -> Table:
-    """One line a pair: how A stands to B by every measure, and whether that is settled."""
+def verdict_tables(judged: Sequence[Contest]) -> list[Table]:
+    """One line a pair: how A stands to B by every measure, and whether that is settled; a table a target, or one for all
+    where targets have few pairs. The last carries the notes."""
+    held = [contest for contest in judged if contest.pairs]
+    if not held:
+        return []
+    together = len({contest.measures for contest in held}) == 1 and all(
+        len(c.pairs) <= FEW_PAIRS for c in held
+    )
+    if together and len(held) > 1:
+        rows = tuple((clean(contest.target), *row) for contest in held for row in _lines(contest))
+        columns = ("Target", *_columns(held[0]))
+        return [Table("Pair by pair at each target", columns, rows, 3, notes=_NOTES)]
+    tables = [
+        Table(f"Pair by pair at {clean(contest.target)}", _columns(contest), tuple(_lines(contest)), 2)
+        for contest in held
+    ]
+    return [*tables[:-1], replace(tables[-1], notes=_NOTES)]
+
+
+def _columns(contest: Contest) -> tuple[str, ...]:
     columns = ["A", "B"]
     for measure in contest.measures:
         columns += [_heading(measure), f"A, by {clean(_spoken(measure), 40)}"]
-    rows = []
+    return tuple(columns)
+
+
+def _lines(contest: Contest) -> Iterator[tuple[str, ...]]:
     for first, second in contest.pairs:
         cells: list[str] = [clean(contest.rows[place].name) for place in (first, second)]
         for measure in contest.measures:
             verdict = contest.verdict(first, second, measure)
             cells += [MISSING, MISSING] if verdict is None else [standing_of(verdict), outcome_of(verdict)]
-        rows.append(tuple(cells))
-    return Table(f"Pair by pair at {clean(contest.target)}", tuple(columns), tuple(rows), 2, notes=_NOTES)
+        yield tuple(cells)
 
 
 def _spoken(measure: Measure) -> str:

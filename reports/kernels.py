@@ -65,6 +65,25 @@ def kernel_headline(records: Iterable[Record]) -> str:
     return f"{len(rows):,} kernel timings of {shapes:,} {'shape' if shapes == 1 else 'shapes'}: {ends}."
 
 
+def kernel_findings(records: Iterable[Record]) -> list[str]:
+    """How each packed format stands to the best dense product, in a sentence per format and weight type."""
+    parts: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in kernel_rows(records):
+        if row.get("format") != "dense" and number_of(row, "speedup_vs_dense") is not None:
+            parts.setdefault((clean(row.get("format"), 20), clean(row.get("dtype"), 20)), []).append(row)
+    said = []
+    for (form, dtype), rows in sorted(parts.items()):
+        speedups = [number_of(row, "speedup_vs_dense") or 0.0 for row in rows]
+        faster = sum(row.get("verdict") == "faster" for row in rows)
+        best = max(rows, key=lambda row: number_of(row, "speedup_vs_dense") or 0.0)
+        said.append(
+            f"{form} in {dtype} is faster than the best dense product in {faster} of {len(rows)} timings, "
+            f"{min(speedups):.2f} to {max(speedups):.2f} times it; most with {zeros_of(best)} zeros, "
+            f"{clean(best.get('shape'), 30)}, batch {clean(best.get('batch'), 10)}."
+        )
+    return said
+
+
 def kernel_tables(records: Iterable[Record]) -> list[Table]:
     """All kernel rows as text, a table for every shape, weight type and number of threads."""
     parts: dict[tuple[str, ...], list[tuple[str, ...]]] = {}

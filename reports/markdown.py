@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.comparison import Comparison, asked_of
-from reports.contests import Contests, verdict_table
+from reports.contests import Contests, verdict_tables
 from reports.kernels import KERNEL_NOTE, kernel_tables
 from reports.load import Loaded
 from reports.overview import Finding, headline, overview
@@ -40,7 +40,7 @@ def markdown_page(loaded: Loaded, comparison: Comparison, judged: Contests | Non
         lines += [f"- {escape_markdown(note)}" for note in entry.notes]
         lines.append("")
     for group in comparison.groups:
-        verdicts = (verdict_table(contest) for contest in judged.get(group.key, ()) if contest.pairs)
+        verdicts = verdict_tables(judged.get(group.key, ()))
         for table in (quality_table(group), *verdicts, cost_table(group), other_table(group)):
             if table.rows and len(table.columns) > table.headers:
                 lines += [

@@ -18,9 +18,9 @@ from reports.comparison import (
 from reports.contests import Contest, Contests, standing_of
 from reports.kernels import kernel_headline
 from reports.standings import BROKEN, Standing, missed_targets, single_seed, sparsity_of, standings
-from reports.tables import change_of, figure_of, title_of
+from reports.tables import NO_SUMMARY, change_of, figure_of, title_of
 from reports.verdicts import DIVERGENCE, PERPLEXITY
-from reports.wording import clean
+from reports.wording import clean, figure
 
 MOST_NAMED: Final = 6
 """Rows behind the first that a sentence names."""
@@ -106,10 +106,10 @@ def _finding(standing: Standing, contest: Contest | None) -> Finding:
     following += f" and {len(rest) - MOST_NAMED} more" if len(rest) > MOST_NAMED else ""
     keeps = "has the lowest perplexity," if level else "keeps most quality: perplexity"
     text = f" {keeps} {_against(first)}; then {following}."
-    own, other = first.change.mean, rest[0].change.mean
-    if own is not None and other is not None and 1 < own < other < math.inf and not level:
-        text += f" Its increase is {(own - 1) / (other - 1):.2f} of {clean(rest[0].name)}'s."
     sure = _sure(contest)
+    own, other = first.change.mean, rest[0].change.mean
+    if own is not None and other is not None and 1 < own < other < math.inf and not sure:
+        text += f" Its increase is {(own - 1) / (other - 1):.2f} of {clean(rest[0].name)}'s."
     if standing.note and not sure:
         text += f" {standing.note}"
     return Finding(target, clean(first.name), text, sure, cost)
@@ -139,7 +139,7 @@ def _sure(contest: Contest | None) -> str:
             continue
         covered = covered or verdict.beyond
         settled.append((place, verdict.outcome))
-        figures = f"{names[place]} (perplexity {standing_of(verdict)} of its)"
+        figures = f"{names[place]} (perplexity ratio {standing_of(verdict).replace(' (', ', ').rstrip(')')})"
         said.setdefault(verdict.outcome, []).append(
             figures if len(said.get(verdict.outcome, ())) < 2 else names[place]
         )
@@ -180,30 +180,31 @@ def _divergence(contest: Contest, settled: Sequence[tuple[int, str]], names: Seq
 
 def _cost(row: Row) -> str:
     """What the first took and what is left of the model, as far as it was measured."""
-    known = {
-        name
-        for phase, name in row.figures
-        if phase == SIZE_PHASE and row.figures[phase, name].mean is not None
-    }
-    memory = "added_memory" if "added_memory" in known else "peak_memory"
-    took = [
-        f"{figure_of(row, SIZE_PHASE, name)}{words}"
-        for name, words in (
-            ("prune_time", " to prune"),
-            (memory, " of memory" if memory == "added_memory" else " at most"),
-        )
-        if name in known
+
+    def known(name: str) -> float | None:
+        return row.figures.get((SIZE_PHASE, name), NO_SUMMARY).mean
+
+    def shown(name: str) -> str:
+        mean = known(name)
+        # Seven digits of a count say no more than three, and intervals of costs stand in the tables.
+        if mean and mean >= 1e6 and name.startswith("parameters"):
+            return f"{mean / 1e6:,.1f} M"
+        return figure(mean, row.units.get((SIZE_PHASE, name), "1"), name)
+
+    took = [] if known("prune_time") is None else [shown("prune_time")]
+    memory = next((name for name in ("added_memory", "peak_memory") if known(name) is not None), None)
+    if memory is not None:
+        took.append(f"{shown(memory)} of {'added' if memory == 'added_memory' else 'peak'} memory")
+    said = [f"{' and '.join(took)} to prune"] if took else []
+    if known("parameters_nonzero") is not None:
+        of = f" of {shown('parameters')}" if known("parameters") is not None else ""
+        said.append(f"{shown('parameters_nonzero')}{of} parameters are not zero")
+    stored = [
+        f"{shown(name)} {words}"
+        for name, words in (("bytes", "stored dense"), ("bytes_bitmap", "as bitmaps"))
+        if known(name) is not None
     ]
-    left = [
-        f"{figure_of(row, SIZE_PHASE, name)} {words}"
-        for name, words in (
-            ("parameters_nonzero", "parameters not zero"),
-            ("bytes", "stored dense"),
-            ("bytes_bitmap", "stored as bitmaps"),
-        )
-        if name in known
-    ]
-    return "; ".join(part for part in (" and ".join(took), ", ".join(left)) if part)
+    return "; ".join([*said, *([", ".join(stored)] if stored else [])])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -221,6 +222,7 @@ def _notes(group: Group) -> list[str]:
         f"{'prunable' if sparsity_of(row) == 'sparsity' else 'selected'} weights, not what the target asks for."
         for row in missed_targets(group)
     ]
+    beyond: dict[str, list[str]] = {}
     for row in group.rows:
         mean, change = row.perplexity.mean, row.change.mean
         if mean is not None and not math.isfinite(mean):
@@ -228,10 +230,11 @@ def _notes(group: Group) -> list[str]:
                 f"{clean(row.name)} at {clean(row.target)} has no finite perplexity: the model is broken."
             )
         elif change is not None and change > BROKEN:
-            notes.append(
-                f"{clean(row.name)} at {clean(row.target)} is more than {BROKEN:.0f} times dense: "
-                "treat that model as broken, not as worse."
-            )
+            beyond.setdefault(clean(row.name), []).append(clean(row.target))
+    notes += [
+        f"{name} at {_listed(targets)} is more than {BROKEN:.0f} times dense: treat that as broken, not as worse."
+        for name, targets in beyond.items()
+    ]
     if group.key.recovered:
         notes.append(
             "Trained after pruning, each as long as its cost says: not to be ranked against one-shot results."

@@ -12,7 +12,7 @@ from reports.comparison import Comparison, asked_of, compare
 from reports.contests import Contests, contests
 from reports.figures.speed import speedup_charts
 from reports.figures.style import Chart
-from reports.kernels import KERNEL_NOTE, kernel_tables
+from reports.kernels import KERNEL_NOTE, kernel_findings, kernel_tables
 from reports.layout import Explorer, Page, render
 from reports.load import Loaded, load
 from reports.markdown import markdown_page
@@ -124,6 +124,7 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests) ->
         kernels=kernels[:MOST_KERNEL_TABLES],
         more_kernels=max(0, len(kernels) - MOST_KERNEL_TABLES),
         kernel_note=KERNEL_NOTE,
+        kernel_findings=kernel_findings(comparison.kernels),
         speedups=speedups,
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),

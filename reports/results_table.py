@@ -60,14 +60,19 @@ def results_table(groups: Sequence[Group]) -> Table:
     kept = [
         place
         for place in range(len(columns))
-        if place < len(_WORDS) or any(row[place] != MISSING for row in rows)
+        if (any(row[place] != MISSING for row in rows) if place >= len(_WORDS) else _told(place, rows))
     ]
     return Table(
         "All results",
         tuple(columns[place] for place in kept),
         tuple(tuple(row[place] for place in kept) for row in rows),
-        headers=len(_WORDS),
+        headers=sum(place < len(_WORDS) for place in kept),
         notes=(
             "Only rows of one model and one protocol compare: filter by both. Places and verdicts stand on the overview page.",
         ),
     )
+
+
+def _told(place: int, rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a column of words says anything: recovery and weight type do where they differ."""
+    return _WORDS[place] not in ("Recovery", "Weights") or len({row[place] for row in rows}) > 1

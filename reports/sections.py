@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from reports.comparison import Group
-from reports.contests import Contest, verdict_table
+from reports.contests import Contest, verdict_tables
 from reports.figures.layers import error_map, sparsity_map
 from reports.figures.pareto import pareto_charts
 from reports.figures.quality import quality_chart, seeds_chart
@@ -63,7 +63,7 @@ def section(index: int, group: Group, judged: Sequence[Contest], beside: Sequenc
         title=title_of(group),
         note=f"Model revision {clean(group.revision)}." if group.revision else "",
         quality=_cut(quality_table(group)),
-        verdicts=tuple(_cut(verdict_table(contest)) for contest in judged if contest.pairs),
+        verdicts=tuple(_cut(table) for table in verdict_tables(judged)),
         cost=_cut(cost_table(group)),
         other=_cut(other_table(group)),
         charts=tuple(charts),

@@ -126,11 +126,6 @@ class Table:
     notes: tuple[str, ...] = ()
 
     @property
-    def bare(self) -> Table:
-        """The table without its notes, where they stand once below several."""
-        return replace(self, notes=())
-
-    @property
     def figures(self) -> range:
         """The columns that hold figures."""
         return range(self.headers, len(self.columns) - self.words)

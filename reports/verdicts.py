@@ -123,7 +123,7 @@ class Verdict:
         """What the interval covers, in words; empty where nothing was compared."""
         if self.difference is None:
             return ""
-        units = "items" if self.measure.phase == "zeroshot" else "windows"
+        units = "items" if self.measure.phase == "zeroshot" else "windows of text"
         if self.difference.seeds > 1:
             return f"{self.difference.units:,} {units} and {self.difference.seeds} calibration seeds"
         return f"{self.difference.units:,} {units}"

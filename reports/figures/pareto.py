@@ -122,14 +122,15 @@ def _chart(points: list[dict[str, Any]], cost: Cost) -> tuple[dict[str, Any], st
         {**point, "front": "on the front" if place in best else "beaten"}
         for place, point in enumerate(points)
     ]
-    methods = list(dict.fromkeys(point["method"] for point in points))
+    # The dense model last, so that methods keep the colours they have in other plots.
+    methods = sorted(dict.fromkeys(point["method"] for point in points), key=lambda name: name == DENSE)
     x_scale = positive_scale([point["cost"] for point in points])
     y_scale = positive_scale([point["perplexity"] for point in points])
     x = alt.X(
         "cost:Q",
         scale=x_scale,
         title=f"{cost.title}{log_note(x_scale)}",
-        axis=alt.Axis(format="~s", labelOverlap=True),
+        axis=alt.Axis(format="~s", labelOverlap="greedy", tickCount=6),
     )
     y = alt.Y("perplexity:Q", scale=y_scale, title=f"Perplexity{log_note(y_scale)}")
     line = alt.Chart(alt.InlineData(values=[points[place] for place in best])).mark_line(
@@ -146,9 +147,7 @@ def _chart(points: list[dict[str, Any]], cost: Cost) -> tuple[dict[str, Any], st
             y=y,
             color=method_colour(methods),
             shape=method_shape(methods),
-            opacity=alt.Opacity(
-                "front:N", scale=alt.Scale(domain=["on the front", "beaten"], range=[1, 0.45]), legend=None
-            ),
+            opacity=alt.condition(alt.datum.front == "on the front", alt.value(1), alt.value(0.45)),
             tooltip=[
                 alt.Tooltip("method:N", title="Method"),
                 alt.Tooltip("target:N", title="Target"),

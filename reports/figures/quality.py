@@ -125,5 +125,5 @@ def seeds_chart(group: Group) -> tuple[dict[str, Any], str] | None:
     caption = "Perplexity with every calibration seed, off the mean of its row; bars are 95 % Student intervals of that mean."
     if len(rows) > MOST_SEED_ROWS:
         caption += f" The first {MOST_SEED_ROWS} of {len(rows)} rows are drawn."
-    chart = alt.layer(interval, seeds).properties(width="container", height=alt.Step(20))
+    chart = alt.layer(interval, seeds).properties(width="container", height=22 * len(names))
     return specification(chart), caption

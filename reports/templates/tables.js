@@ -16,15 +16,9 @@
     const shown = (entry) => (Array.isArray(entry) ? entry[0] : entry);
     const table = document.createElement("table");
     table.createCaption().textContent = place.dataset.caption;
-    const scroll = document.createElement("div");
     const choices = document.createElement("div");
-    scroll.className = "scroll";
-    scroll.tabIndex = 0;
-    scroll.setAttribute("role", "region");
-    scroll.setAttribute("aria-label", place.dataset.caption);
     choices.className = "choices";
-    scroll.append(table);
-    place.append(choices, scroll);
+    place.append(choices, table);
 
     // A missing figure sorts below every other.
     const lowest = -Number.MAX_VALUE;
@@ -41,7 +35,10 @@
         },
         data: index,
         cellType: index === 0 ? "th" : "td",
-        createdCell: index === 0 ? (cell) => cell.setAttribute("scope", "row") : undefined,
+        createdCell: (cell) => {
+          if (index === 0) cell.setAttribute("scope", "row");
+          if (cell.textContent.length <= 28) cell.classList.add("short");
+        },
       })),
       deferRender: true,
       autoWidth: false,
@@ -51,6 +48,10 @@
       language: { ...worded, info: "Rows _START_ to _END_ of _TOTAL_", infoEmpty: "No rows", infoFiltered: "(of _MAX_)", lengthMenu: "_MENU_ rows a page" },
     };
     const drawn = new DataTable(table, options);
+    const scroll = table.closest(".dt-layout-table");
+    scroll.tabIndex = 0;
+    scroll.setAttribute("role", "region");
+    scroll.setAttribute("aria-label", place.dataset.caption);
 
     for (const index of filters) {
       const found = [...new Set(rows.map((row) => row[index]))];

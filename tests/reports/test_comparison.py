@@ -174,7 +174,10 @@ def test_one_seed_says_that_no_interval_exists() -> None:
         0
     ].notes
     assert notes == (
-        "Measured with one calibration seed: no interval exists, small differences may be chance.",
+        (
+            "Measured with one calibration seed: no interval over calibration text exists, "
+            "small differences may be chance."
+        ),
     )
 
 

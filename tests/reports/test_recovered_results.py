@@ -13,7 +13,7 @@ from bench.results.records import Metric, Record
 from bench.results.rows import COLUMNS, tidy
 from bench.results.segments import Store
 from reports.comparison import compare
-from reports.figures import quality_chart
+from reports.figures.quality import quality_chart
 from reports.load import load
 from reports.markdown import markdown_page
 from reports.overview import overview

@@ -118,7 +118,7 @@ def test_verdicts_say_which_is_better_and_how_sure(tmp_path: Path) -> None:
     assert found.ratio is not None
     assert found.ratio == pytest.approx((np.exp(-0.2),) * 3, rel=0.01)
     assert found.ratio[1] < found.ratio[0] < found.ratio[2] < 1
-    assert found.beyond == "64 windows and 3 calibration seeds"
+    assert found.beyond == "64 windows of text and 3 calibration seeds"
     turned, other = found.mirrored(), compared(worse, better, tmp_path)
     assert turned.outcome == other.outcome == "worse" and turned.a == "B"
     assert turned.ratio == pytest.approx(other.ratio)
