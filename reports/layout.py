@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from bench.results.files import replace_file
 from bench.results.records import now
 from reports.figures.style import Chart
 from reports.tables import Shown, Table
@@ -143,14 +146,36 @@ def _script(name: str) -> str:
 
 @cache
 def _vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, from the installed packages."""
+    """Vega, Vega-Lite and vega-embed as one script, from the installed packages; bundled once, then kept in the cache."""
     import altair as alt
-    import vl_convert
 
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
+    kept = _cache_root() / "vega" / f"{version}-{metadata.version('vl-convert-python')}.js"
+    try:
+        digest, _, script = kept.read_text(encoding="utf-8").partition("\n")
+        if digest == _digest(script):
+            return script
+    except (OSError, UnicodeDecodeError):
+        pass
+    import vl_convert
+
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
     # Inside <script> these three would end or bend the element; in strings the escape means the same.
-    return re.sub(r"<(?=/script|script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
+    script = re.sub(r"<(?=/script|script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(kept, f"{_digest(script)}\n{script}".encode())
+    except OSError:
+        pass  # bundling takes a second, and no more than that is lost
+    return script
+
+
+def _cache_root() -> Path:
+    return Path(os.environ.get("BENCH_CACHE") or Path.home() / ".cache" / "prune-bench")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _policy(scripts: Sequence[str], styles: Sequence[str]) -> str:

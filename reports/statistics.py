@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -131,8 +132,13 @@ def differences(samples: Sequence[NDArray[np.float64]], families: Sequence[int] 
     members: dict[int, list[int]] = {}
     for place, family in enumerate(families or [0] * len(samples)):
         members.setdefault(family, []).append(place)
-    for part in members.values():
-        found.update(zip(part, holm([found[place] for place in part]), strict=True))
+    # multipletests collects garbage at every call, which would walk all records of a store each time.
+    gc.freeze()
+    try:
+        for part in members.values():
+            found.update(zip(part, holm([found[place] for place in part]), strict=True))
+    finally:
+        gc.unfreeze()
     return [found[place] for place in range(len(samples))]
 
 
