@@ -50,7 +50,7 @@
     const drawn = new DataTable(table, options);
     const scroll = table.closest(".dt-layout-table");
     scroll.tabIndex = 0;
-    scroll.setAttribute("role", "region");
+    scroll.setAttribute("role", "group");
     scroll.setAttribute("aria-label", place.dataset.caption);
 
     for (const index of filters) {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile_records import HOSTILE, hostile_records
 from rich.console import Console
 from sample_records import cell, grid, record
 
@@ -28,22 +29,6 @@ from reports.terminal import terminal_table
 from reports.tidy_csv import csv_lines
 from reports.wording import clean, escape_markdown, figure, percent_change
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</script><img src=x onerror=alert(1)>",
-    "\"' onmouseover='alert(1)",
-    "line\nbreak\r\n| cell | # heading",
-    "=cmd|' /C calc'!A0",
-    "+1+1",
-    "-2+3",
-    "@SUM(1)",
-    "\u202egnp.exe\u2066",
-    "[click](javascript:alert(1)) ![x](http://evil.example/x.png) <http://evil.example>",
-    "http://evil.example/ www.evil.example **bold** `code`",
-    "\x1b[31mred\x1b]0;title\x07",
-    "{{ 7*7 }} {% raw %} ${x}",
-    "x" * 10_000,
-]
 PAGES = ("index.html", "results.html", "provenance.html")
 
 
@@ -79,32 +64,6 @@ def written(out: Path, records: list[Record]) -> dict[str, str]:
         for entry in records:
             store.append(entry)
     return {path.name: path.read_text(encoding="utf-8") for path in write_report(out).paths}
-
-
-def hostile_records() -> list[Record]:
-    found: list[Record] = []
-    for text in HOSTILE:
-        found += cell(text, "dense", "0%")
-        found += cell(
-            text,
-            text,
-            text,
-            warnings=(text,),
-            parameters={text: text},
-            provenance={text: text, "label": text},
-        )
-        found.append(
-            record(status="failed", reason=text, model=text, method=text, target=text, subject=f"f{text}")
-        )
-    found.append(
-        record(
-            phase="perplexity",
-            protocol="p",
-            subject="m",
-            metrics=[Metric(name=t, unit=t, value=1.5) for t in HOSTILE],
-        )
-    )
-    return found
 
 
 @pytest.fixture(scope="module")
