@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.results.current import current
+from bench.results.files import fault, replace_file
 from bench.results.records import Record
 from bench.results.rows import COLUMNS, tidy
 from bench.results.segments import Store
 
-__all__ = ["Loaded", "current", "figures_frame", "load", "matrices_frame"]
+__all__ = ["Loaded", "current", "figures_frame", "load", "matrices_frame", "write_parquet"]
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,36 @@ def figures_frame(records: Sequence[Record]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame.from_records(list(tidy(records)), columns=list(COLUMNS))
+
+
+def write_parquet(out: Path) -> Path:
+    """Write the tidy rows of the store in `out` to OUT/report/results.parquet and return its path.
+
+    Text is kept as it is: a Parquet file has no formulas. Raises `StoreError`, `MachineError`.
+    """
+    import io
+
+    frame = figures_frame(load(out).records)
+    # Refused and failed phases have an empty figure in CSV; a column of numbers has none.
+    frame = frame.assign(
+        value=_numbers(frame["value"]), seed=frame["seed"].astype("Int64"), metric=frame["metric"].astype(str)
+    )
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    path = Path(out) / "report" / "results.parquet"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, buffer.getvalue())
+    except OSError as error:
+        raise fault("write", path, error) from error
+    return path
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """The column as float64, missing where it holds no number."""
+    import pandas as pd
+
+    return pd.to_numeric(column, errors="coerce").astype("float64")
 
 
 def matrices_frame(records: Sequence[Record]) -> pd.DataFrame:

@@ -103,16 +103,13 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests) ->
         for index, group in enumerate(shown, 1)
     ]
     kernels = kernel_tables(comparison.kernels)
-    speedups = [
-        Chart(f"kernels-{number}", caption, specification)
-        for number, (_, specification, caption) in enumerate(speedup_charts(comparison.kernels), 1)
-    ]
+    curves = speedups(comparison)
     slots = [slot for make in SLOTS if (slot := make(comparison)) is not None]
     charts = [chart for entry in sections for chart in entry.drawn]
     return render(
         "overview.html.j2",
         title=TITLE,
-        charts=[*charts, *speedups, *(chart for slot in slots for chart in slot.charts)],
+        charts=[*charts, *curves, *(chart for slot in slots for chart in slot.charts)],
         tables=bool(sections or kernels),
         page="index.html",
         pages=PAGES,
@@ -125,7 +122,7 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests) ->
         more_kernels=max(0, len(kernels) - MOST_KERNEL_TABLES),
         kernel_note=KERNEL_NOTE,
         kernel_findings=kernel_findings(comparison.kernels),
-        speedups=speedups,
+        speedups=curves,
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),
         warnings=[
@@ -134,6 +131,14 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests) ->
         ],
         damage=loaded.damage,
     )
+
+
+def speedups(comparison: Comparison) -> list[Chart]:
+    """The speed-up curves of single products, as named plots."""
+    return [
+        Chart(f"kernels-{number}", caption, specification)
+        for number, (_, specification, caption) in enumerate(speedup_charts(comparison.kernels), 1)
+    ]
 
 
 def render_results(comparison: Comparison) -> str:

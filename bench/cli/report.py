@@ -12,7 +12,16 @@ from bench.cli.output import console, print_json
 
 __all__ = ["command"]
 
-_FORMATS = ("table", "html", "markdown", "csv", "json")
+_FORMATS = ("table", "html", "markdown", "csv", "json", "parquet")
+_IMAGES = ("png", "svg", "pdf")
+
+
+def _images(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    named = tuple(dict.fromkeys(part.strip().lower() for part in value.split(",") if part.strip()))
+    for name in named:
+        if name not in _IMAGES:
+            raise click.BadParameter(f"'{one_line(name)}' is no form of figure; give {', '.join(_IMAGES)}")
+    return named
 
 
 @click.command("report")
@@ -20,21 +29,45 @@ _FORMATS = ("table", "html", "markdown", "csv", "json")
     "--out", type=click.Path(path_type=Path), default=Path("bench-out"), help="The run's folder; bench-out."
 )
 @click.option(
-    "--format", "form", type=click.Choice(_FORMATS), default="table", help="table, html, markdown, csv, json."
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    default="table",
+    help="table, html, markdown, csv, json, parquet.",
+)
+@click.option(
+    "--figures",
+    "images",
+    default="",
+    callback=_images,
+    help="Also write every plot of the overview page as an image: png, svg, pdf, several by commas.",
 )
 @click.pass_context
-def command(ctx: click.Context, out: Path, form: str) -> None:
-    """Show a run's figures as a table, tidy CSV, JSON or Markdown on standard output, or write the HTML page.
+def command(ctx: click.Context, out: Path, form: str, images: tuple[str, ...]) -> None:
+    """Show a run's figures as a table, tidy CSV, JSON or Markdown on standard output, or write the HTML site.
 
-    CSV has the columns cell,status,model,method,target,seed,protocol,metric,unit,value,recovery and nothing else.
+    CSV has the columns cell,status,model,method,target,seed,protocol,metric,unit,value,recovery and nothing else; so
+    has OUT/report/results.parquet, which `--format parquet` writes. Plots go to OUT/report/figures.
     """
     session: Session = ctx.find_object(Session) or Session(())
     session.out = out
     _check(out)
+    if images:
+        from reports.images import write_images
+
+        for path in write_images(out, images):
+            click.echo(f"figure: {path}")
     if form == "html":
         from reports.pages import write_report
 
         click.echo(f"report: {write_report(out).page}")
+        return
+    if form == "parquet":
+        from reports.load import write_parquet
+
+        click.echo(f"results: {write_parquet(out)}")
+        return
+    if images and form == "table":
         return
     from reports.load import load
 

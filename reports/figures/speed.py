@@ -72,7 +72,7 @@ def _chart(points: list[dict[str, Any]], title: str) -> tuple[dict[str, Any], st
         alt.Tooltip("allowed:Q", title="At the roofline", format=".2f"),
         alt.Tooltip("verdict:N", title="Verdict"),
     ]
-    even = alt.Chart().mark_rule(color=INK, opacity=0.7).encode(y=alt.datum(1))
+    even = alt.Chart().mark_rule(color=INK, opacity=0.7, aria=False).encode(y=alt.datum(1))
     measured = base.mark_line(point=True).encode(y=y, tooltip=tooltip)
     bound = base.mark_line(strokeDash=[4, 4], opacity=0.7).encode(y=alt.Y("allowed:Q"))
     chart = (
