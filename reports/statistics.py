@@ -26,7 +26,7 @@ _BATCH: Final = 1 << 22
 _TOGETHER: Final = 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The mean of one figure over seeds; `half_width` is that of its 95 % interval, None without one."""
 
