@@ -133,12 +133,15 @@ def differences(samples: Sequence[NDArray[np.float64]], families: Sequence[int] 
     for place, family in enumerate(families or [0] * len(samples)):
         members.setdefault(family, []).append(place)
     # multipletests collects garbage at every call, which would walk all records of a store each time.
-    gc.freeze()
+    collecting = gc.isenabled() and not gc.get_freeze_count()
+    if collecting:
+        gc.freeze()
     try:
         for part in members.values():
             found.update(zip(part, holm([found[place] for place in part]), strict=True))
     finally:
-        gc.unfreeze()
+        if collecting:
+            gc.unfreeze()
     return [found[place] for place in range(len(samples))]
 
 
