@@ -1,6 +1,6 @@
-#include "check.h"
-
 #include <initializer_list>
+
+#include "check.h"
 
 namespace prune_bench {
 namespace {

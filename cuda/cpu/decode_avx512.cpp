@@ -1,7 +1,6 @@
 // The decode operators for AVX-512F.
 #define PRUNE_BENCH_NAMESPACE decode_avx512
-#include "vectors_avx512.h"
-
+#define PRUNE_BENCH_VECTORS "vectors_avx512.h"
 #include "decode_kernel.h"
 
 namespace prune_bench {

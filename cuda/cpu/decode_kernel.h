@@ -1,10 +1,11 @@
-// What a decode step does between its products, written once. Each variant's source includes one of vectors_*.h first
+// What a decode step does between its products, written once. Each variant names its vectors_*.h in PRUNE_BENCH_VECTORS
 // and is compiled with its own instruction-set flags. Nothing here may call an inline function of the standard library:
 // the linker keeps one copy of those, which could be one that this processor cannot run.
 #pragma once
 
 #include <stdint.h>
 
+#include PRUNE_BENCH_VECTORS
 #include "decode.h"
 #include "scalars.h"
 
@@ -177,9 +178,7 @@ void attend_any(const prune_bench_attend_params& p, int64_t head) {
   }
 }
 
-PRUNE_BENCH_INLINE Vec sigmoid_times(Vec x, Vec slope) {
-  return x / (splat(1.0f) + exponential(zero() - slope));
-}
+PRUNE_BENCH_INLINE Vec sigmoid_times(Vec x, Vec slope) { return x / (splat(1.0f) + exponential(zero() - slope)); }
 
 template <int kKind>
 PRUNE_BENCH_INLINE Vec activated(Vec x) {

@@ -1,8 +1,10 @@
-// Single stored values to floats and back. The source that includes this sets PRUNE_BENCH_NAMESPACE and PRUNE_BENCH_INLINE.
+// Single stored values to floats and back. The source that includes this sets PRUNE_BENCH_NAMESPACE and
+// PRUNE_BENCH_INLINE.
 #pragma once
 
 #include <stdint.h>
 
+#include "inline.h"
 #include "prune_bench.h"
 
 namespace prune_bench {

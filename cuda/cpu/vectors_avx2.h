@@ -2,11 +2,9 @@
 #pragma once
 
 #include <immintrin.h>
-#define PRUNE_BENCH_INLINE static inline __attribute__((always_inline))
-#define PRUNE_BENCH_MEMBER inline __attribute__((always_inline))
-
 #include <stdint.h>
 
+#include "inline.h"
 #include "prune_bench.h"
 
 namespace prune_bench {

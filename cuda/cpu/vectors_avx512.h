@@ -4,10 +4,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "inline.h"
 #include "prune_bench.h"
-
-#define PRUNE_BENCH_INLINE static inline __attribute__((always_inline))
-#define PRUNE_BENCH_MEMBER inline __attribute__((always_inline))
 
 namespace prune_bench {
 namespace PRUNE_BENCH_NAMESPACE {

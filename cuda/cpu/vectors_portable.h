@@ -1,11 +1,9 @@
 // Vectors for any processor, by the compiler's extension. The source that includes this sets PRUNE_BENCH_NAMESPACE.
 #pragma once
 
-#define PRUNE_BENCH_INLINE static inline __attribute__((always_inline))
-#define PRUNE_BENCH_MEMBER inline __attribute__((always_inline))
-
 #include <stdint.h>
 
+#include "inline.h"
 #include "prune_bench.h"
 #include "scalars.h"
 

@@ -206,8 +206,8 @@ PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_validate(int32_t abi, const pr
 
 /* What a decode step of one token does between its products, on float32 states. */
 
-/* hidden += update; out = norm(hidden): (x - mean) / sqrt(sum of (x - mean)^2 / divisor + eps) * weight + bias, with the
- * mean only where `centred` (layer norm), else without (RMS norm, arXiv 1910.07467; a sliced model's divisor is the
+/* hidden += update; out = norm(hidden): (x - mean) / sqrt(sum of (x - mean)^2 / divisor + eps) * weight + bias, with
+ * the mean only where `centred` (layer norm), else without (RMS norm, arXiv 1910.07467; a sliced model's divisor is the
  * width before slicing). */
 typedef struct prune_bench_add_norm_params {
   int32_t abi;

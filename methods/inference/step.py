@@ -97,9 +97,7 @@ class TokenStep:
             parts = fused.split([heads * dim, kv_heads * dim, kv_heads * dim])
             query, key, value = (part.view(-1, dim) for part in parts)
         mixed = torch.empty(heads * dim)
-        program.attend(
-            self._place, query, key, value, cache.keys[0], cache.values[0], mixed, scale=dim**-0.5
-        )
+        program.attend(self._place, query, key, value, cache.keys[0], cache.values[0], mixed, scale=dim**-0.5)
         self._write(block, attention, 0, mixed)
         inner = self._read(block, feedforward)
         active = torch.empty(inner.shape[0] // 2 if self._gated else inner.shape[0])
@@ -143,7 +141,7 @@ class TokenStep:
         return y
 
 
-def _by_torch(product: DenseLinear, x: Tensor, y: Tensor) -> Callable[[], None]:
+def _by_torch(product: DenseLinear, x: Tensor, y: Tensor) -> Callable[[], object]:
     """Torch's product of a dense weight, into ``y``."""
     weight, bias = product.weight, product.bias
     row, out, turned = x[None], y[None], weight.t()

@@ -79,9 +79,9 @@ class Program:
         self._library, self._call = library, library.handle.prune_bench_cpu_run
         self._common = {"abi": _native.ABI, "isa": _native.ISA_IDS[isa]}
         self._threads = threads
-        self._pieces: list[list[tuple[int, ctypes.Structure]] | Callable[[], None]] = []
+        self._pieces: list[list[tuple[int, ctypes.Structure]] | Callable[[], object]] = []
         self._held: list[Any] = []
-        self._ready: list[tuple[Any, int] | Callable[[], None]] | None = None
+        self._ready: list[tuple[Any, int] | Callable[[], object]] | None = None
         self._failed = ctypes.c_int64()
 
     def add_norm(
@@ -120,10 +120,16 @@ class Program:
         """``query`` [heads, dim], ``key`` and ``value`` [kv_heads, dim]: views with dense rows; caches as the twin."""
         heads, dim = query.shape
         kv_heads, capacity, _ = keys.shape
-        for name, tensor, rows in (("query", query, heads), ("key", key, kv_heads), ("value", value, kv_heads)):
+        for name, tensor, rows in (
+            ("query", query, heads),
+            ("key", key, kv_heads),
+            ("value", value, kv_heads),
+        ):
             bad = tuple(tensor.shape) != (rows, dim) or (dim > 1 and tensor.stride(1) != 1)
             if bad or tensor.dtype != torch.float32:
-                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}: pass float32 ({rows}, {dim})")
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {tuple(tensor.shape)}: pass float32 ({rows}, {dim})"
+                )
         for name, cache in (("keys", keys), ("values", values)):
             if tuple(cache.shape) != (kv_heads, capacity, dim) or not cache.is_contiguous():
                 raise ValueError(
@@ -177,7 +183,7 @@ class Program:
         self._held += [product, x, y]
         self._add("bitmap" if isinstance(product, BitmapProduct) else "dense", params)
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Have ``function`` called between the steps before and those behind it."""
         self._ready = None
         self._pieces.append(function)

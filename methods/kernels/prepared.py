@@ -75,7 +75,6 @@ class _Product:
             self._library.expect(status, f"product of {self.rows} x {self.columns} weights")
         return y if x.dtype == torch.float32 else y.to(x.dtype)
 
-
     def bound(self, x: Tensor, y: Tensor, threads: int) -> ctypes.Structure | None:
         """The native call with ``x`` [columns] and ``y`` [rows], float32 vectors of its own, for ``decode.Program``.
 
