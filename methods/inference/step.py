@@ -133,11 +133,12 @@ class TokenStep:
 
     def _product(self, product: DenseLinear | BitmapProduct, x: Tensor) -> Tensor:
         y = torch.empty(product.rows)
-        native = product if isinstance(product, BitmapProduct) else product.own
-        if native is None:
-            self._program.call(_by_torch(product, x, y))
+        if isinstance(product, BitmapProduct):
+            self._program.product(product, x, y)
+        elif product.own is not None:
+            self._program.product(product.own, x, y)
         else:
-            self._program.product(native, x, y)
+            self._program.call(_by_torch(product, x, y))
         return y
 
 
@@ -146,13 +147,9 @@ def _by_torch(product: DenseLinear, x: Tensor, y: Tensor) -> Callable[[], object
     weight, bias = product.weight, product.bias
     row, out, turned = x[None], y[None], weight.t()
 
-    def narrow() -> None:
-        y.copy_(functional.linear(x.to(weight.dtype), weight, bias))
-
-    def plain() -> None:
-        torch.mm(row, turned, out=out)
-
-    def biased() -> None:
-        torch.addmm(bias, row, turned, out=out)
-
-    return narrow if weight.dtype != torch.float32 else plain if bias is None else biased
+    if weight.dtype != torch.float32:
+        return lambda: y.copy_(functional.linear(x.to(weight.dtype), weight, bias))
+    if bias is None:
+        return lambda: torch.mm(row, turned, out=out)
+    offset = bias
+    return lambda: torch.addmm(offset, row, turned, out=out)
