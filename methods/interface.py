@@ -257,6 +257,10 @@ class Family(Protocol):
         """What the model's norms add to the variance."""
         ...
 
+    def activation(self, config: Mapping[str, Any]) -> str:
+        """The feed-forward's activation, a name of ``methods.families.base.ACTIVATIONS``."""
+        ...
+
 
 class OuterTensors(Protocol):
     """Parameters outside the blocks, fetched one at a time so that none need stay in memory."""

@@ -25,7 +25,6 @@ from methods.stream.source import CheckpointSource
 
 __all__ = ["Served", "serve", "serve_model"]
 
-Product = Callable[[Tensor], Tensor]
 
 _FEW = 4
 """Tokens up to which our dense product is a choice: it reads weights faster, a GEMM computes faster."""
@@ -40,6 +39,16 @@ class DenseLinear:
         self.own: DenseProduct | None = None
 
     @property
+    def rows(self) -> int:
+        """Outputs."""
+        return self.weight.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Inputs."""
+        return self.weight.shape[1]
+
+    @property
     def eligible(self) -> bool:
         """Whether our product can serve at all."""
         return self.weight.device.type == "cpu" and self.weight.dtype in DTYPE_IDS
@@ -49,6 +58,9 @@ class DenseLinear:
         if self.own is not None and x.shape[-2] <= _FEW:
             return self.own(x)
         return functional.linear(x, self.weight, self.bias)
+
+
+Product = DenseLinear | BitmapProduct
 
 
 class Joined(ServedBlock):
@@ -64,6 +76,10 @@ class Joined(ServedBlock):
         ends = [sum(rows[: index + 1]) for index in range(len(rows))]
         places = tuple((name, end - count, end) for name, end, count in zip(names, ends, rows, strict=True))
         self._products[names[0]] = (product, places)
+
+    def product(self, name: str) -> Product:
+        """The product that computes the linear ``name``, the first of its stage, and those joined to it."""
+        return self._products[name][0]
 
     def products(self) -> Iterator[Product]:
         """Every product."""
