@@ -118,6 +118,12 @@ _SETTINGS = {"allow_extra_args": True}
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."
 )
 @click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="Texts; or BENCH_DATA_DIR.")
+@click.option(
+    "--wandb", metavar="MODE", help="Mirror results to Weights & Biases: off, offline, online; off."
+)
+@click.option("--wandb-project", metavar="NAME", help="W&B project; or WANDB_PROJECT; prune-bench.")
+@click.option("--wandb-entity", metavar="NAME", help="W&B user or team; or WANDB_ENTITY.")
+@click.option("--wandb-tags", metavar="LIST", help="Tags for every W&B run; or WANDB_TAGS.")
 @click.option("--yes", is_flag=True, default=None, help="Agree to large downloads.")
 @click.option("--force", is_flag=True, default=None, help="Compute again what is stored.")
 @click.option("--dry-run", is_flag=True, default=None, help="Show the plan; load no weights, ask no network.")
@@ -226,6 +232,10 @@ def _execute(plan: Plan, session: Session) -> int:
     finally:
         observer.close()
     report = _report(settings)
+    if report is not None and settings.wandb != "off" and not outcome.interrupted:
+        from bench.cli.wandb_sync import after_run
+
+        after_run(settings)
     counts = {
         "done": outcome.done,
         "cached": outcome.cached,
