@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -37,7 +36,10 @@ class StubArtifact:
 
 
 class WandbStub:
-    """The server. `failing` is the HTTP status that everything gets, `failing_uploads` that of files; `hanging` seconds pass before an answer."""
+    """The server. `failing` is the HTTP status that everything gets, `failing_uploads` that of files.
+
+    `hanging` seconds pass before any answer, `hanging_uploads` before one to all but the first question.
+    """
 
     def __init__(self) -> None:
         self.runs: dict[str, StubRun] = {}
@@ -46,7 +48,8 @@ class WandbStub:
         self.unknown: list[str] = []
         self.failing = 0
         self.failing_uploads = 0
-        self.hanging = 0.0
+        self.hanging = self.hanging_uploads = 0.0
+        self.released = threading.Event()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -57,6 +60,7 @@ class WandbStub:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.released.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -64,7 +68,7 @@ class WandbStub:
         """Forget every request and behave again; runs stay."""
         self.requests.clear()
         self.failing = self.failing_uploads = 0
-        self.hanging = 0.0
+        self.hanging = self.hanging_uploads = 0.0
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         stub = self
@@ -82,8 +86,8 @@ class WandbStub:
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if stub.hanging:
-                    time.sleep(stub.hanging)
+                waits = stub.hanging or (0 if b"viewer" in body else stub.hanging_uploads)
+                stub.released.wait(waits)
                 given = self.headers.get("Authorization", "")
                 expected = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
                 if given != expected and not self.path.startswith("/upload/"):
@@ -98,7 +102,7 @@ class WandbStub:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = do_PUT = _answer
+            do_GET = do_POST = do_PUT = _answer  # noqa: N815 - the names that http.server looks for
 
         return Handler
 

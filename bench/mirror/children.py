@@ -11,14 +11,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from bench.mirror.ledger import FOLDER
 from methods.errors import OutsideError
 
-__all__ = ["Answer", "contained", "last_line", "run", "without_secrets"]
+__all__ = ["OWN", "Answer", "contained", "last_line", "run", "without_secrets"]
 
-_SECRETS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-_SECRET = re.compile(r"\b(?:local-)?[0-9A-Za-z_]{40,}\b")
+OWN: Final = ".wandb"
+"""Under OUT/wandb, for as long as a process of ours runs: caches and logs."""
+
+_SECRETS: Final = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+_SECRET: Final = re.compile(r"\b(?:local-)?[0-9A-Za-z_]{40,}\b")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def contained(out: Path, environ: Mapping[str, str], *, keys: bool) -> dict[str,
     Without `keys` no setting of the user's reaches wandb at all, so no secret and no network address either.
     """
     kept = {name: value for name, value in environ.items() if keys or not name.startswith("WANDB_")}
-    own = out.resolve() / FOLDER / ".wandb"
+    own = out.resolve() / FOLDER / OWN
     folders = {f"WANDB_{name}_DIR": str(own / name.lower()) for name in ("CACHE", "DATA", "ARTIFACT")}
     if not keys:
         folders["WANDB_CONFIG_DIR"] = str(own / "config")

@@ -13,10 +13,12 @@ from typing import Any, Final, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench.mirror.runs import Destination, MirrorRun, mirrored
 from bench.results.files import fault, replace_file
+from bench.results.segments import Store
 from methods.errors import MachineError, StoreError, UserError
 
-__all__ = ["FOLDER", "Entry", "Ledger", "held", "store_id"]
+__all__ = ["FOLDER", "Entry", "Ledger", "held", "outdated", "store_id"]
 
 FOLDER: Final = "wandb"
 """Under the run's folder; `wandb sync` finds its offline runs there too."""
@@ -110,3 +112,21 @@ def held(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def outdated(out: Path, ledger: Ledger, destination: Destination) -> tuple[list[MirrorRun], int]:
+    """The runs of the store that are not written as they should be, and how many there are in all."""
+    history = Store(out).history()
+    runs = list(mirrored(history, store=ledger.store, name=ledger.name, destination=destination))
+    place = str(out.resolve())
+    return [run for run in runs if not _current(out, ledger.runs.get(run.id), run, place)], len(runs)
+
+
+def _current(out: Path, entry: Entry | None, run: MirrorRun, place: str) -> bool:
+    """Whether a run lies there as it should; artifacts name files by whole paths, so a moved folder does not count."""
+    return (
+        entry is not None
+        and entry.digest == run.digest
+        and entry.place == place
+        and (out / FOLDER / entry.folder / f"run-{run.id}.wandb").is_file()
+    )

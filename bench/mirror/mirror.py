@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.mirror.children import contained, last_line, run, without_secrets
-from bench.mirror.ledger import FOLDER, Entry, Ledger, held
+from bench.mirror.children import OWN, contained, last_line, run, without_secrets
+from bench.mirror.ledger import FOLDER, Entry, Ledger, held, outdated
 from bench.mirror.runs import Destination
 from bench.mirror.server import Account, account
 from methods.errors import OutsideError
@@ -80,10 +81,11 @@ def mirror(out: Path, asked: Asked = Asked(), *, environ: Mapping[str, str] | No
     """
     environ = os.environ if environ is None else environ
     with held(out):
-        # A damaged ledger is a one-line error here, before anything starts.
         ledger = Ledger.open(out)
         destination = asked.destination(ledger, environ)
-        records = sum(1 for _ in _lines(out))
+        stale, total = outdated(out, ledger, destination)
+        if not stale:
+            return Written(0, total)
         request = {
             "out": str(out.resolve()),
             "project": destination.project,
@@ -95,18 +97,19 @@ def mirror(out: Path, asked: Asked = Asked(), *, environ: Mapping[str, str] | No
             answer = run(
                 ["bench.mirror.writer"],
                 surroundings,
-                limit=_START + _WRITE * records,
+                limit=_START + _WRITE * len(stale),
                 request=json.dumps(request),
             )
         except OutsideError as error:
             raise OutsideError(f"the W&B offline runs were {error}") from None
+        finally:
+            shutil.rmtree(out / FOLDER / OWN, ignore_errors=True)
         try:
-            counts = json.loads(answer.out.splitlines()[-1])
-            written = Written(int(counts["written"]), int(counts["unchanged"]))
+            written = int(json.loads(answer.out.splitlines()[-1])["written"])
         except (ValueError, IndexError, KeyError, TypeError):
             reason = last_line(answer.err, environ)
             raise OutsideError(f"the W&B offline runs could not be written: {reason}") from None
-        return written
+        return Written(written, total - written)
 
 
 def upload(out: Path, asked: Asked = Asked(), *, environ: Mapping[str, str] | None = None) -> Uploaded:
@@ -140,14 +143,9 @@ def upload(out: Path, asked: Asked = Asked(), *, environ: Mapping[str, str] | No
             ledger.save(out)
             if len(failed) == len(batch):
                 break
+        shutil.rmtree(out / FOLDER / OWN, ignore_errors=True)
         left = len(waiting) - done
         return Uploaded(done, already, left, reasons[0] if reasons else "", found.url)
-
-
-def _lines(out: Path) -> Iterator[bytes]:
-    for path in (out / "records").glob("*.jsonl"):
-        with path.open("rb") as stream:
-            yield from stream
 
 
 def _batches(waiting: Sequence[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]]]:

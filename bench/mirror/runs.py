@@ -26,9 +26,10 @@ _KERNEL_COLUMNS: Final = (
     *("format", "shape", "batch", "sparsity", "pattern", "dtype", "threads", "median_s", "setup_s"),
     *("speedup_vs_dense", "roofline_fraction", "max_rel_error", "verdict"),
 )
+_SPREAD: Final = ("min", "q25", "median", "q75", "max")
 _DECODE_COLUMNS: Final = (
-    *("model", "method", "target", "seed", "protocol", "metric", "unit", "value"),
-    *("min", "q25", "median", "q75", "max"),
+    *("model", "method", "target", "seed", "dtype", "protocol", "metric", "unit", "value"),
+    *_SPREAD,
 )
 _CURVES: Final = ("heldout_error", "calibration_error")
 
@@ -283,9 +284,9 @@ def _decode_rows(records: Iterable[Record]) -> tuple[tuple[Any, ...], ...]:
             found = spread if isinstance(spread, dict) else {}
             rows.append(
                 (
-                    *(record.model, record.method, record.target, record.seed, record.protocol),
+                    *(record.model, record.method, record.target, record.seed, record.dtype, record.protocol),
                     *(metric.name, metric.unit, metric.value),
-                    *(_scalar(found.get(name)) for name in _DECODE_COLUMNS[8:]),
+                    *(_scalar(found.get(name)) for name in _SPREAD),
                 )
             )
     return tuple(rows)

@@ -1,7 +1,7 @@
 """Writes a store's runs as W&B offline runs. A process of its own (`python -m bench.mirror.writer`): wandb starts
 a service and changes its process; neither may happen where something is measured.
 
-Standard input is one JSON object (`out`, `project`, `entity`, `tags`), standard output one (`written`, `unchanged`).
+Standard input is one JSON object (`out`, `project`, `entity`, `tags`), standard output one (`written`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.mirror.ledger import FOLDER, Entry, Ledger
-from bench.mirror.runs import Destination, MirrorRun, MirrorTable, mirrored
-from bench.results.segments import Store
+from bench.mirror.ledger import FOLDER, Entry, Ledger, outdated
+from bench.mirror.runs import Destination, MirrorRun, MirrorTable
 from reports.pages import write_report
 
 if TYPE_CHECKING:
@@ -28,17 +27,15 @@ __all__ = ["write"]
 _ARTIFACTS: Final = "artifacts"
 
 
-def write(out: Path, destination: Destination) -> dict[str, int]:
-    """Bring the offline runs under OUT/wandb up to date with the store; counts what was `written` and `unchanged`.
+def write(out: Path, destination: Destination) -> int:
+    """Bring the offline runs under OUT/wandb up to date with the store; returns how many were written.
 
     A run whose records, tags or destination changed is written whole again, under its id. The caller holds the mirror.
     """
     ledger = Ledger.open(out)
     place = str(out.resolve())
-    history = Store(out).history()
-    runs = list(mirrored(history, store=ledger.store, name=ledger.name, destination=destination))
     ledger.project, ledger.entity, ledger.tags = destination.project, destination.entity, destination.tags
-    stale = [run for run in runs if not _current(out, ledger.runs.get(run.id), run, place)]
+    stale, _ = outdated(out, ledger, destination)
     with _report(out, any(run.report for run in stale)) as report:
         for run in stale:
             _clear(out, run.id)
@@ -49,18 +46,7 @@ def write(out: Path, destination: Destination) -> dict[str, int]:
                 digest=run.digest, folder=folder, place=place, uploaded=uploaded, to=to
             )
             ledger.save(out)
-    ledger.save(out)
-    return {"written": len(stale), "unchanged": len(runs) - len(stale)}
-
-
-def _current(out: Path, entry: Entry | None, run: MirrorRun, place: str) -> bool:
-    """Whether a run lies there as it should; artifacts name files by whole paths, so a moved folder does not count."""
-    return (
-        entry is not None
-        and entry.digest == run.digest
-        and entry.place == place
-        and (out / FOLDER / entry.folder / f"run-{run.id}.wandb").is_file()
-    )
+    return len(stale)
 
 
 def _clear(out: Path, run_id: str) -> None:
@@ -152,8 +138,7 @@ def main() -> int:
     """Read the request, write, say what was done."""
     request: dict[str, Any] = json.load(sys.stdin)
     destination = Destination(request["project"], request["entity"], tuple(request["tags"]))
-    counts = write(Path(request["out"]), destination)
-    print(json.dumps(counts))  # noqa: T201 - this module's answer to the process that started it
+    print(json.dumps({"written": write(Path(request["out"]), destination)}))  # noqa: T201 - this module's answer to the process that started it
     return 0
 
 
