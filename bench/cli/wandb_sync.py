@@ -13,6 +13,7 @@ from bench.cli.failures import Session, one_line, say_error
 if TYPE_CHECKING:
     from bench.mirror.mirror import Uploaded, Written
     from bench.plan.settings import Settings
+    from reports.pages import Report
 
 __all__ = ["after_run", "command"]
 
@@ -72,14 +73,14 @@ def command(
     return 0
 
 
-def after_run(settings: Settings) -> None:
-    """Mirror a finished run as its settings ask; whatever fails is one line of warning, and the run stands."""
+def after_run(settings: Settings, report: Report) -> None:
+    """Mirror a finished run, with its report, as its settings ask; whatever fails is one line of warning, and the run stands."""
     from bench.mirror.mirror import Asked, mirror, upload
 
     asked = Asked(settings.wandb_project, settings.wandb_entity, settings.wandb_tags)
     uploaded = None
     try:
-        written = mirror(settings.out, asked)
+        written = mirror(settings.out, asked, report=report.paths)
         if settings.wandb == "online":
             uploaded = upload(settings.out, asked)
     except Exception as error:  # a mirror is never worth a run

@@ -59,13 +59,16 @@ def run(
 
     Raises `OutsideError` where the time is up: the process is ended with all that it started.
     """
-    command = [sys.executable, "-m", *words]
+    # Never a module of the folder that the user happens to be in; ours from where this process has them.
+    command = [sys.executable, "-P", "-m", *words]
+    found = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    environ = {**environ, "PYTHONPATH": os.pathsep.join((*found, str(Path(__file__).parents[2])))}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=dict(environ),
+        env=environ,
         cwd=cwd,
         text=True,
         encoding="utf-8",

@@ -73,11 +73,18 @@ class Uploaded:
     url: str
 
 
-def mirror(out: Path, asked: Asked = Asked(), *, environ: Mapping[str, str] | None = None) -> Written:
+def mirror(
+    out: Path,
+    asked: Asked = Asked(),
+    *,
+    report: Sequence[Path] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Written:
     """Write the store in ``out`` as offline runs under OUT/wandb; what is up to date stays as it is. No network.
 
-    Raises `OutsideError` where the process that writes failed or took too long, `UserError` where another holds the
-    mirror, `MachineError` and `StoreError` where files cannot be read or written.
+    ``report`` names the files of the store's report where it was just written; it is rendered otherwise. Raises
+    `OutsideError` where the process that writes failed or took too long, `UserError` where another holds the mirror,
+    `MachineError` and `StoreError` where files cannot be read or written.
     """
     environ = os.environ if environ is None else environ
     with held(out):
@@ -91,6 +98,7 @@ def mirror(out: Path, asked: Asked = Asked(), *, environ: Mapping[str, str] | No
             "project": destination.project,
             "entity": destination.entity,
             "tags": list(destination.tags),
+            "report": [str(path.resolve()) for path in report],
         }
         surroundings = contained(out, environ, keys=False)
         try:

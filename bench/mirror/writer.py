@@ -1,7 +1,7 @@
 """Writes a store's runs as W&B offline runs. A process of its own (`python -m bench.mirror.writer`): wandb starts
 a service and changes its process; neither may happen where something is measured.
 
-Standard input is one JSON object (`out`, `project`, `entity`, `tags`), standard output one (`written`).
+Standard input is one JSON object (`out`, `project`, `entity`, `tags`, `report`), standard output one (`written`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.mirror.ledger import FOLDER, Entry, Ledger, outdated
 from bench.mirror.runs import Destination, MirrorRun, MirrorTable
-from reports.pages import write_report
 
 if TYPE_CHECKING:
     import wandb
@@ -27,7 +26,7 @@ __all__ = ["write"]
 _ARTIFACTS: Final = "artifacts"
 
 
-def write(out: Path, destination: Destination) -> int:
+def write(out: Path, destination: Destination, report: tuple[Path, ...] = ()) -> int:
     """Bring the offline runs under OUT/wandb up to date with the store; returns how many were written.
 
     A run whose records, tags or destination changed is written whole again, under its id. The caller holds the mirror.
@@ -36,10 +35,10 @@ def write(out: Path, destination: Destination) -> int:
     place = str(out.resolve())
     ledger.project, ledger.entity, ledger.tags = destination.project, destination.entity, destination.tags
     stale, _ = outdated(out, ledger, destination)
-    with _report(out, any(run.report for run in stale)) as report:
+    with _report(out, any(run.report for run in stale), report) as files:
         for run in stale:
             _clear(out, run.id)
-            folder = _write_run(out, run, report)
+            folder = _write_run(out, run, files)
             known = ledger.runs.get(run.id)
             uploaded, to = (known.uploaded, known.to) if known else ("", "")
             ledger.runs[run.id] = Entry(
@@ -56,11 +55,13 @@ def _clear(out: Path, run_id: str) -> None:
 
 
 @contextlib.contextmanager
-def _report(out: Path, wanted: bool) -> Iterator[tuple[Path, ...]]:
-    """The report's files, written beside the runs for as long as they are copied from."""
-    if not wanted:
-        yield ()
+def _report(out: Path, wanted: bool, there: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
+    """The report's files: those there are, or ones written beside the runs for as long as they are copied from."""
+    if there or not wanted:
+        yield there
         return
+    from reports.pages import write_report
+
     folder = out / FOLDER / ".report"
     try:
         yield write_report(out, folder).paths
@@ -138,7 +139,8 @@ def main() -> int:
     """Read the request, write, say what was done."""
     request: dict[str, Any] = json.load(sys.stdin)
     destination = Destination(request["project"], request["entity"], tuple(request["tags"]))
-    print(json.dumps({"written": write(Path(request["out"]), destination)}))  # noqa: T201 - this module's answer to the process that started it
+    report = tuple(Path(path) for path in request["report"])
+    print(json.dumps({"written": write(Path(request["out"]), destination, report)}))  # noqa: T201 - this module's answer to the process that started it
     return 0
 
 
