@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +65,12 @@ def command(
     check_out(out)
     session.out = out
     session.resumable = True
-    written = mirror(out, asked)
-    uploaded = None if offline else upload(out, asked)
+    with _telling("writing W&B runs", as_json):
+        written = mirror(out, asked)
+    uploaded = None
+    if not offline:
+        with _telling("uploading W&B runs", as_json):
+            uploaded = upload(out, asked)
     _show(written, uploaded, as_json=as_json, quiet=False)
     if uploaded is not None and uploaded.failed:
         say_error(_incomplete(uploaded))
@@ -78,17 +83,27 @@ def after_run(settings: Settings, report: Report) -> None:
     from bench.mirror.mirror import Asked, mirror, upload
 
     asked = Asked(settings.wandb_project, settings.wandb_entity, settings.wandb_tags)
+    silent = settings.as_json or settings.quiet
     uploaded = None
     try:
-        written = mirror(settings.out, asked, report=report.paths)
+        with _telling("writing W&B runs", silent):
+            written = mirror(settings.out, asked, report=report.paths)
         if settings.wandb == "online":
-            uploaded = upload(settings.out, asked)
+            with _telling("uploading W&B runs", silent):
+                uploaded = upload(settings.out, asked)
     except Exception as error:  # a mirror is never worth a run
         print(f"warning: {one_line(error)}", file=sys.stderr, flush=True)
         return
     _show(written, uploaded, as_json=settings.as_json, quiet=settings.quiet)
     if uploaded is not None and uploaded.failed:
         print(f"warning: {one_line(_incomplete(uploaded))}", file=sys.stderr, flush=True)
+
+
+def _telling(text: str, silent: bool) -> AbstractContextManager[object]:
+    """Say on a terminal what takes its time."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=silent).status(text)
 
 
 def _show(written: Written, uploaded: Uploaded | None, *, as_json: bool, quiet: bool) -> None:

@@ -21,6 +21,24 @@ __all__ = ["OWN", "Answer", "contained", "last_line", "run", "without_secrets"]
 OWN: Final = ".wandb"
 """Under OUT/wandb, for as long as a process of ours runs: caches and logs."""
 
+_ONE_RUN: Final = {
+    f"WANDB_{name}"
+    for name in (
+        *(
+            "MODE",
+            "DISABLED",
+            "SERVICE",
+            "RUN_ID",
+            "NAME",
+            "RUN_NAME",
+            "RUN_GROUP",
+            "RUN_TAGS",
+            "TAGS",
+            "NOTES",
+        ),
+        *("JOB_TYPE", "RESUME", "SWEEP_ID", "DIR", "PROJECT", "ENTITY", "QUIET"),
+    )
+}
 _SECRETS: Final = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 _SECRET: Final = re.compile(r"\b(?:local-)?[0-9A-Za-z_]{40,}\b")
 
@@ -37,9 +55,14 @@ class Answer:
 def contained(out: Path, environ: Mapping[str, str], *, keys: bool) -> dict[str, str]:
     """An environment that keeps wandb's files under OUT/wandb.
 
-    Without `keys` no setting of the user's reaches wandb at all, so no secret and no network address either.
+    Without `keys` no setting of the user's reaches wandb at all, so no secret and no network address either; with them
+    all do but those of a single run, which would bend ours.
     """
-    kept = {name: value for name, value in environ.items() if keys or not name.startswith("WANDB_")}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith("WANDB_") or (keys and name not in _ONE_RUN)
+    }
     own = out.resolve() / FOLDER / OWN
     folders = {f"WANDB_{name}_DIR": str(own / name.lower()) for name in ("CACHE", "DATA", "ARTIFACT")}
     if not keys:
