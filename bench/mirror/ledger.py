@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,6 +26,8 @@ FOLDER: Final = "wandb"
 _NAME: Final = "mirror.json"
 _LIMIT: Final = 64 << 20
 _SEGMENT = re.compile(r".+-(?P<time>[0-9a-f]{8,20}-[0-9a-f]{6})")
+
+RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class Entry(BaseModel):
@@ -51,7 +53,7 @@ class Ledger(BaseModel):
     project: str = ""
     entity: str = ""
     tags: tuple[str, ...] = Field(default=(), strict=False)
-    runs: dict[str, Entry] = Field(default_factory=dict)
+    runs: dict[RunId, Entry] = Field(default_factory=dict)
 
     @classmethod
     def open(cls, out: Path) -> Self:

@@ -70,7 +70,6 @@ class Uploaded:
     already: int
     failed: int
     reason: str
-    url: str
 
 
 def mirror(
@@ -153,7 +152,7 @@ def upload(out: Path, asked: Asked = Asked(), *, environ: Mapping[str, str] | No
                 break
         shutil.rmtree(out / FOLDER / OWN, ignore_errors=True)
         left = len(waiting) - done
-        return Uploaded(done, already, left, reasons[0] if reasons else "", found.url)
+        return Uploaded(done, already, left, reasons[0] if reasons else "")
 
 
 def _batches(waiting: Sequence[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]]]:

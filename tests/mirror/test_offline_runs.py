@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from sample_records import cell, later, record
 from stub_wandb import KEY, WandbStub
 from wandb_files import OfflineRun, read_runs
@@ -298,18 +300,22 @@ def test_what_stands_in_the_way_is_one_line(tmp_path: Path) -> None:
         mirror(out)
     with Store(out, create=True) as store:
         store.append(record())
-    (out / "wandb" / "mirror.json").write_text('{"store": "../../x"}')
-    with pytest.raises(StoreError, match=r"mirror\.json is damaged; remove it"):
-        mirror(out)
+    entry = {"digest": "", "folder": "offline-run-1", "place": ""}
+    for damage in (
+        {"store": "../../x", "name": ""},
+        {"store": "0" * 8, "name": "", "runs": {"../../x": entry}},
+        {"store": "0" * 8, "name": "", "runs": {"0" * 16: {**entry, "folder": "offline-run-../../x"}}},
+        [],
+    ):
+        (out / "wandb" / "mirror.json").write_text(json.dumps(damage))
+        with pytest.raises(StoreError, match=r"mirror\.json is damaged; remove it"):
+            mirror(out)
     (out / "wandb" / "mirror.json").unlink()
-    from filelock import FileLock
-
     with (
         FileLock(out / "wandb" / "mirror.lock"),
         pytest.raises(UserError, match="mirrored by another process"),
     ):
         mirror(out)
-    (out / "wandb").chmod(0o755)
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "broken")}
     (tmp_path / "broken" / "wandb").mkdir(parents=True)
     (tmp_path / "broken" / "wandb" / "__init__.py").write_text("raise RuntimeError('no wandb today')")
