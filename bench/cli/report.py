@@ -10,7 +10,7 @@ import click
 from bench.cli.failures import Session, one_line
 from bench.cli.output import console, print_json
 
-__all__ = ["command"]
+__all__ = ["check_out", "command"]
 
 _FORMATS = ("table", "html", "markdown", "csv", "json")
 
@@ -30,7 +30,7 @@ def command(ctx: click.Context, out: Path, form: str) -> None:
     """
     session: Session = ctx.find_object(Session) or Session(())
     session.out = out
-    _check(out)
+    check_out(out)
     if form == "html":
         from reports.pages import write_report
 
@@ -61,7 +61,7 @@ def command(ctx: click.Context, out: Path, form: str) -> None:
         console().print(terminal_table(found.records))
 
 
-def _check(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raises UserError where ``out`` is not the folder of a run."""
     from methods.errors import UserError
 

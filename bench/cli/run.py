@@ -16,6 +16,7 @@ from bench.cli.failures import INTERRUPTED, Session, one_line, resume_line, say_
 if TYPE_CHECKING:
     from bench.plan.cells import Cell, Plan
     from bench.plan.settings import Settings
+    from reports.pages import Report
 
 __all__ = ["command", "prepare_out"]
 
@@ -118,6 +119,12 @@ _SETTINGS = {"allow_extra_args": True}
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."
 )
 @click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="Texts; or BENCH_DATA_DIR.")
+@click.option(
+    "--wandb", metavar="MODE", help="Mirror results to Weights & Biases: off, offline, online; off."
+)
+@click.option("--wandb-project", metavar="NAME", help="W&B project; or WANDB_PROJECT; prune-bench.")
+@click.option("--wandb-entity", metavar="NAME", help="W&B user or team; or WANDB_ENTITY.")
+@click.option("--wandb-tags", metavar="LIST", help="Tags for every W&B run; or WANDB_TAGS.")
 @click.option("--yes", is_flag=True, default=None, help="Agree to large downloads.")
 @click.option("--force", is_flag=True, default=None, help="Compute again what is stored.")
 @click.option("--dry-run", is_flag=True, default=None, help="Show the plan; load no weights, ask no network.")
@@ -226,6 +233,10 @@ def _execute(plan: Plan, session: Session) -> int:
     finally:
         observer.close()
     report = _report(settings)
+    if report is not None and settings.wandb != "off" and not outcome.interrupted:
+        from bench.cli.wandb_sync import after_run
+
+        after_run(settings, report)
     counts = {
         "done": outcome.done,
         "cached": outcome.cached,
@@ -233,7 +244,7 @@ def _execute(plan: Plan, session: Session) -> int:
         "failed": outcome.failed,
         "interrupted": bool(outcome.interrupted),
     }
-    _summarise(settings, counts, report)
+    _summarise(settings, counts, report.page if report is not None else None)
     if outcome.interrupted:
         say_error(resume_line(session))
         return INTERRUPTED
@@ -260,7 +271,7 @@ def _fetch_large(plan: Plan) -> None:
                 pull(model, yes=True, progress=progress)
 
 
-def _report(settings: Settings) -> Path | None:
+def _report(settings: Settings) -> Report | None:
     """Show the table and write the report; None where there is no record to report."""
     from reports.load import load
     from reports.pages import write_report
@@ -273,7 +284,7 @@ def _report(settings: Settings) -> Path | None:
         from bench.cli.output import console
 
         console().print(terminal_table(records))
-    return write_report(settings.out).page
+    return write_report(settings.out)
 
 
 def _summarise(settings: Settings, counts: dict[str, Any], report: Path | None) -> None:

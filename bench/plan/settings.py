@@ -24,6 +24,7 @@ from bench.plan.grammar import (
     shown,
     unique,
 )
+from bench.plan.mirroring import Entity, Mode, Project, Tags
 from bench.plan.saving import FORMS
 from methods.errors import UserError
 from methods.recover.spelling import MOST_STAGES
@@ -275,6 +276,11 @@ class Settings(BaseModel):
     """Forms to keep pruned models in; see ``saved``."""
     out: Annotated[Path, _path("out")] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
+    wandb: Mode = "off"
+    """Whether finished records are mirrored as W&B runs, and uploaded."""
+    wandb_project: Project = None
+    wandb_entity: Entity = None
+    wandb_tags: Tags = None
     yes: Annotated[bool, _flag("yes")] = False
     force: Annotated[bool, _flag("force")] = False
     dry_run: Annotated[bool, _flag("dry-run")] = False

@@ -68,6 +68,10 @@ save: true
 save-as: [dense, bitmap]
 out: results
 data-dir: texts
+wandb: offline
+wandb-project: pruning
+wandb_entity: team
+wandb-tags: [nightly, main]
 yes: true
 force: false
 dry-run: true
@@ -109,6 +113,8 @@ json: true
     assert settings.as_json
     assert not settings.force
     assert settings.data_dir == Path("texts")
+    assert (settings.wandb, settings.wandb_project, settings.wandb_entity) == ("offline", "pruning", "team")
+    assert settings.wandb_tags == ("nightly", "main")
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
