@@ -19,6 +19,7 @@ from reports.load import Loaded, load
 from reports.markdown import markdown_page
 from reports.overview import headline, overview
 from reports.provenance import cells_table, facts_table
+from reports.published import beside, published_tables
 from reports.tables import (
     Table,
     cost_table,
@@ -116,6 +117,7 @@ def render_page(loaded: Loaded, comparison: Comparison) -> str:
         overview=overview(comparison),
         sections=sections,
         kernels=kernel_table(comparison.kernels),
+        published=published_tables(beside(comparison)),
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),
         warnings=[

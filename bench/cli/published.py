@@ -85,7 +85,9 @@ def _show(rows: list[Figure], total: int, *, every: bool) -> None:
     if shown:
         print_table(columns, shown, f"{counted(len(rows), 'published figure')} of {total}")
     else:
-        click.echo("no published figure has all of these" + ("" if every else "; --all looks at ablations, too"))
+        click.echo(
+            "no published figure has all of these" + ("" if every else "; --all looks at ablations, too")
+        )
     for text, mark in texts.items():
         click.echo(f"[{mark}] {text}")
 

@@ -14,7 +14,18 @@ from typing import Final
 
 from methods.errors import MachineError
 
-__all__ = ["COLUMNS", "Caveat", "Figure", "Source", "caveats", "caveats_of", "figures", "parse", "source_of", "sources"]
+__all__ = [
+    "COLUMNS",
+    "Caveat",
+    "Figure",
+    "Source",
+    "caveats",
+    "caveats_of",
+    "figures",
+    "parse",
+    "source_of",
+    "sources",
+]
 
 COLUMNS: Final = (
     *("source", "table", "model", "method", "sparsity", "pattern", "wbits", "calib"),
@@ -219,7 +230,9 @@ def _read(name: str) -> str:
     try:
         return (_FOLDER / name).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise MachineError(f"the packaged {name} cannot be read ({error}); install prune-bench again") from None
+        raise MachineError(
+            f"the packaged {name} cannot be read ({error}); install prune-bench again"
+        ) from None
 
 
 @cache
