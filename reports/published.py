@@ -55,7 +55,7 @@ def published_tables(found: Beside) -> tuple[Table, ...]:
     """At most two tables: the same protocol with differences, then what is listed and never subtracted."""
     tables = []
     if found.matches:
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 *_named(entry.ours),
                 _value(entry.ours.value, entry.ours),

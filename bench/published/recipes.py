@@ -182,9 +182,9 @@ def _products(
 ) -> Iterable[tuple[list[str], list[str], list[str], int]]:
     """(models, methods, targets, figures) whose products together are exactly the cells."""
     rows: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for model, methods in cells.items():
-        for method, targets in methods.items():
-            rows.setdefault((method, tuple(sorted(targets))), []).append(model)
+    for model, counts in cells.items():
+        for method, counted in counts.items():
+            rows.setdefault((method, tuple(sorted(counted))), []).append(model)
     merged: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for (method, targets), models in rows.items():
         merged.setdefault((tuple(models), targets), []).append(method)
