@@ -188,11 +188,9 @@ def _products(
     merged: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for (method, targets), models in rows.items():
         merged.setdefault((tuple(models), targets), []).append(method)
-    for (models, targets), methods in merged.items():
-        count = sum(
-            cells[model][method][target] for model in models for method in methods for target in targets
-        )
-        yield list(models), methods, list(targets), count
+    for (names, shares), methods in merged.items():
+        count = sum(cells[model][method][share] for model in names for method in methods for share in shares)
+        yield list(names), methods, list(shares), count
 
 
 def _options(
