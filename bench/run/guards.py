@@ -9,12 +9,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
+
+from bench.results.records import MatrixFigures
 
 if TYPE_CHECKING:
     from bench.evaluate.perplexity import BlockChange
 
-__all__ = ["Guard", "Matrix", "facts", "of_blocks", "of_loss", "of_matrices", "texts"]
+__all__ = ["Guard", "facts", "of_blocks", "of_loss", "of_matrices", "texts"]
 
 BLOW_UP: Final = 10.0
 """Times the dense perplexity."""
@@ -37,29 +39,6 @@ SPOKEN: Final = 5
 """Sentences of one kind in a record's warnings, the worst first; all stand in its guards."""
 
 
-class Matrix(Protocol):
-    """What pruning left of one matrix; errors are relative squared output errors."""
-
-    @property
-    def block(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def columns(self) -> int: ...
-    @property
-    def removed(self) -> int: ...
-    @property
-    def calibration_error(self) -> float | None: ...
-    @property
-    def heldout_error(self) -> float | None: ...
-    @property
-    def damping(self) -> float | None: ...
-    @property
-    def escalations(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Guard:
     """One alarm. ``block`` is -1 and ``matrix`` empty where it is about the whole model or block."""
@@ -77,7 +56,9 @@ class Guard:
         return f"block {self.block} {self.matrix}".strip() if self.block >= 0 else ""
 
 
-def of_matrices(matrices: Sequence[Matrix], empty: Collection[tuple[int, str]] = ()) -> tuple[Guard, ...]:
+def of_matrices(
+    matrices: Sequence[MatrixFigures], empty: Collection[tuple[int, str]] = ()
+) -> tuple[Guard, ...]:
     """Alarms over a pruning's matrices; ``empty`` are those that are stored as zeros alone."""
     dead = {(m.block, m.name) for m in matrices if m.rows * m.columns == m.removed} | set(empty)
     return (
@@ -89,7 +70,7 @@ def of_matrices(matrices: Sequence[Matrix], empty: Collection[tuple[int, str]] =
     )
 
 
-def _dead(matrices: Sequence[Matrix], dead: set[tuple[int, str]]) -> Iterable[Guard]:
+def _dead(matrices: Sequence[MatrixFigures], dead: set[tuple[int, str]]) -> Iterable[Guard]:
     names: dict[int, list[str]] = {}
     for matrix in matrices:
         names.setdefault(matrix.block, []).append(matrix.name)
@@ -104,7 +85,7 @@ def _dead(matrices: Sequence[Matrix], dead: set[tuple[int, str]]) -> Iterable[Gu
             yield Guard("dead-matrix", 1.0, 1.0, f"block {block} {name}: every weight is zero", block, name)
 
 
-def _lost(matrices: Sequence[Matrix], dead: set[tuple[int, str]]) -> Iterable[Guard]:
+def _lost(matrices: Sequence[MatrixFigures], dead: set[tuple[int, str]]) -> Iterable[Guard]:
     """Matrices whose output is worse than no output at all, the worst first."""
     known = [(m.heldout_error, m) for m in matrices if m.heldout_error is not None]
     bad = [
@@ -117,7 +98,7 @@ def _lost(matrices: Sequence[Matrix], dead: set[tuple[int, str]]) -> Iterable[Gu
         yield Guard("output-lost", error, ALL_LOST, said, m.block, m.name)
 
 
-def _jumps(matrices: Sequence[Matrix], dead: set[tuple[int, str]]) -> Iterable[Guard]:
+def _jumps(matrices: Sequence[MatrixFigures], dead: set[tuple[int, str]]) -> Iterable[Guard]:
     """Matrices far above the same matrix in neighbouring blocks, the farthest first."""
     errors: dict[str, dict[int, float]] = {}
     for m in matrices:
@@ -140,7 +121,7 @@ def _jumps(matrices: Sequence[Matrix], dead: set[tuple[int, str]]) -> Iterable[G
     return sorted(found, key=lambda guard: -guard.value)
 
 
-def _overfit(matrices: Sequence[Matrix]) -> Iterable[Guard]:
+def _overfit(matrices: Sequence[MatrixFigures]) -> Iterable[Guard]:
     """Matrices fitted to the calibration text: the error on held-out text is many times the one on it."""
     found = []
     for m in matrices:
@@ -156,7 +137,7 @@ def _overfit(matrices: Sequence[Matrix]) -> Iterable[Guard]:
     return sorted(found, key=lambda guard: -guard.value)
 
 
-def _damped(matrices: Sequence[Matrix]) -> Iterable[Guard]:
+def _damped(matrices: Sequence[MatrixFigures]) -> Iterable[Guard]:
     for m in sorted(matrices, key=lambda matrix: -matrix.escalations):
         if m.escalations:
             said = f"block {m.block} {m.name}: the Hessian needed damping {m.damping or 0:g} of its mean diagonal"
@@ -165,7 +146,7 @@ def _damped(matrices: Sequence[Matrix]) -> Iterable[Guard]:
 
 def of_blocks(states: Sequence[BlockChange]) -> tuple[Guard, ...]:
     """Alarms over what the blocks do to the states that pass them; behind a state that is not finite nothing is judged."""
-    found = []
+    found: list[Guard] = []
     for block, passed in enumerate(states):
         if not math.isfinite(passed.norm):
             said = f"block {block}: its output is not finite"
@@ -187,7 +168,7 @@ def of_loss(loss: float, vocabulary: int, dense: float | None = None) -> tuple[G
         said = "the loss is NaN: the model's outputs are not finite"
         return (Guard("loss", loss, 0, said),)
     guessing = math.log(vocabulary)
-    found = []
+    found: list[Guard] = []
     if loss > guessing:
         said = f"loss {loss:.2f} nat/token is above that of uniform guessing ({guessing:.2f})"
         found.append(Guard("loss", loss, guessing, said))

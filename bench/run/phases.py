@@ -115,7 +115,8 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     if report.recovery is not None:
         provenance["recovery"] = _training_facts(report.recovery)
     sized, empty = _size_metrics(source.shape, pruned, report.matrices)
-    alarms = guards.of_matrices(report.matrices, empty)
+    matrices = tuple(_figures(matrix) for matrix in report.matrices)
+    alarms = guards.of_matrices(matrices, empty)
     if alarms:
         provenance["guards"] = guards.facts(alarms)
     stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
@@ -137,7 +138,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     )
     return Figures(
         metrics=tuple(metrics),
-        matrices=tuple(_figures(matrix) for matrix in report.matrices),
+        matrices=matrices,
         seconds=dict(report.seconds),
         warnings=(
             *report.warnings,
