@@ -212,3 +212,22 @@ def test_reports_show_both_tables() -> None:
 def test_models_without_published_figures_have_no_section() -> None:
     found = [entry.model_copy(update={"model": "nano-opt"}) for entry in store()]
     assert "Ours against published" not in render_page(Loaded(tuple(found), 0, ()), compared(found))
+
+
+def test_alarms_have_a_table_and_hostile_ones_are_shown_as_text() -> None:
+    alarms = [
+        {"kind": "layer-error-jump", "block": 3, "matrix": "mlp.down_proj", "value": 12.5, "limit": 10.0},
+        {"kind": "<script>", "block": "x" * 999, "matrix": None, "value": "9", "limit": True},
+        "no alarm",
+    ]
+    found = [
+        entry.model_copy(update={"model": "nano-opt", "provenance": {"guards": alarms}}) for entry in store()
+    ]
+    comparison = compared(found)
+    page = render_page(Loaded(tuple(found), 0, ()), comparison)
+    assert "mlp.down_proj" in page
+    assert "layer error jump" in page
+    assert "12.50" in page
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page.split('id="alarms"')[1].split("</section>")[0]
+    assert "| layer error jump | 3 |" in markdown_page(Loaded(tuple(found), 0, ()), comparison)

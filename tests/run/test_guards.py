@@ -25,12 +25,16 @@ TOKENS = torch.randint(3, 101, (6, 24), generator=torch.Generator().manual_seed(
 NOISY, EMPTY = (1, "self_attn.q_proj"), 2
 
 
-def figures(block: int, name: str = "fc1", error: float | None = 0.05, **changes: float | None) -> MatrixFigures:
+def figures(
+    block: int, name: str = "fc1", error: float | None = 0.05, **changes: float | None
+) -> MatrixFigures:
     fields = {"rows": 8, "columns": 8, "removed": 32, "calibration_error": 0.04, **changes}
     return MatrixFigures(block=block, name=name, heldout_error=error, **fields)  # type: ignore[arg-type]
 
 
-def planted(index: int, matrix: Matrix, weight: Tensor, moments: Moments | None, stored: torch.dtype) -> Solution:
+def planted(
+    index: int, matrix: Matrix, weight: Tensor, moments: Moments | None, stored: torch.dtype
+) -> Solution:
     """A tenth of the weights go; one matrix is replaced by noise, one block by zeros."""
     mask = weight.abs() < weight.abs().quantile(0.1)
     if index == EMPTY:
@@ -43,7 +47,12 @@ def planted(index: int, matrix: Matrix, weight: Tensor, moments: Moments | None,
 def test_a_noisy_matrix_and_an_empty_block_are_named(tmp_path: Path) -> None:
     _, source = tiny("opt", num_hidden_layers=5)
     report = walk(
-        source, Calibration(TOKENS[:3], TOKENS[3:]), planted, BlockFolder(tmp_path), Run(), needs=Statistic.GRAM
+        source,
+        Calibration(TOKENS[:3], TOKENS[3:]),
+        planted,
+        BlockFolder(tmp_path),
+        Run(),
+        needs=Statistic.GRAM,
     )
     found = of_matrices([as_figures(matrix) for matrix in report.matrices])
     kinds = {(guard.kind, guard.block, guard.matrix) for guard in found}
