@@ -29,6 +29,7 @@ Examples
 _KEPT = (
     *("device", "dtype", "hessian_dtype", "schedule", "threads", "hidden_budget", "seeds", "limit"),
     *("save", "save_as", "out", "data_dir", "yes", "force", "dry_run", "quiet", "as_json"),
+    *("wandb", "wandb_project", "wandb_entity", "wandb_tags"),
 )
 """Options of `bench run` that leave what a table measures as it is, or are told apart by the comparison."""
 
