@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.comparison import Comparison, asked_of
+from reports.guards import markdown_lines as guard_lines
 from reports.kernels import kernel_table
 from reports.load import Loaded
 from reports.overview import headline, overview
 from reports.provenance import facts_table
+from reports.published import markdown_lines as published_lines
 from reports.tables import Table, cost_table, other_table, problem_table, quality_table, title_of
 from reports.wording import clean, escape_markdown
 
@@ -51,6 +53,7 @@ def markdown_page(loaded: Loaded, comparison: Comparison) -> str:
     if kernels.rows:
         lines += ["## Kernels", "", *markdown_table(kernels), ""]
         lines += [*map(escape_markdown, kernels.notes), ""]
+    lines += published_lines(comparison) + guard_lines(comparison.records)
     if comparison.problems:
         lines += ["## Refused and failed", "", *markdown_table(problem_table(comparison)), ""]
     if comparison.warnings:

@@ -14,11 +14,13 @@ from bench.results.files import fault, replace_file
 from bench.results.records import now
 from reports.comparison import Comparison, Group, asked_of, compare
 from reports.figures import error_map, quality_chart
+from reports.guards import guard_table
 from reports.kernels import kernel_table
 from reports.load import Loaded, load
 from reports.markdown import markdown_page
 from reports.overview import headline, overview
 from reports.provenance import cells_table, facts_table
+from reports.published import beside, published_tables
 from reports.tables import (
     Table,
     cost_table,
@@ -116,6 +118,8 @@ def render_page(loaded: Loaded, comparison: Comparison) -> str:
         overview=overview(comparison),
         sections=sections,
         kernels=kernel_table(comparison.kernels),
+        published=published_tables(beside(comparison)),
+        alarms=guard_table(comparison.records),
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),
         warnings=[

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.plan.settings import Settings
     from reports.pages import Report
 
-__all__ = ["command", "prepare_out"]
+__all__ = ["check_evaluations", "command", "execute", "fitted", "prepare_out"]
 
 _EPILOG = """
 \b
@@ -81,6 +81,7 @@ _SETTINGS = {"allow_extra_args": True}
     shell_complete=complete.texts,
     help="Evaluation text; kjv/validation to choose on.",
 )
+@click.option("--eval-length", metavar="N", help="Tokens per evaluation window; 0 is the model's context.")
 @click.option("--windows", metavar="N", help="Evaluation windows, spread over the text; 0 is all.")
 @click.option(
     "--eval",
@@ -148,7 +149,7 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
 
     settings = gather(flags, config, session.words)
     session.out = settings.out
-    _check_evaluations(settings)
+    check_evaluations(settings)
     plan, stored = _plan(settings)
     if settings.dry_run:
         from bench.cli.dry_run import show
@@ -157,7 +158,7 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
         return 0 if plan.cells else 1
     prepare_out(settings.out)
     session.resumable = True
-    return _execute(plan, session)
+    return execute(plan, session)
 
 
 def _refuse_extra(ctx: click.Context) -> None:
@@ -173,7 +174,8 @@ def _refuse_extra(ctx: click.Context) -> None:
     raise click.UsageError(f"'{words[0]}'{more} belongs to no option; {why}", ctx)
 
 
-def _check_evaluations(settings: Settings) -> None:
+def check_evaluations(settings: Settings) -> None:
+    """Raises UserError for an evaluation or a task that is not available."""
     from bench.evaluate import available
     from bench.plan.grammar import nearest, shown
     from methods.errors import UserError
@@ -212,24 +214,31 @@ def prepare_out(out: Path) -> None:
 def _plan(settings: Settings) -> tuple[Plan, frozenset[Cell]]:
     """The plan, what this machine cannot serve refused, and the cells that are stored already."""
     from bench.plan.cells import expand
+
+    return fitted(expand(settings))
+
+
+def fitted(plan: Plan) -> tuple[Plan, frozenset[Cell]]:
+    """A plan with what this machine cannot serve refused, and the cells that are stored already."""
     from bench.plan.resources import fit
     from bench.plan.stored import stored
 
-    plan = expand(settings)
+    settings = plan.settings
     there = frozenset() if settings.force else stored(plan.cells, settings.out, settings.saved)
     return fit(plan, stored=there), there
 
 
-def _execute(plan: Plan, session: Session) -> int:
+def execute(plan: Plan, session: Session) -> int:
+    """Run a plan, show its table, write its report; returns the exit code."""
     from bench.cli.console import observer_for
-    from bench.run.grid import execute
+    from bench.run import grid
 
     settings = plan.settings
     if settings.yes:
         _fetch_large(plan)
     observer = observer_for(settings)
     try:
-        outcome = execute(plan, settings.out, observer, force=settings.force, save=settings.saved)
+        outcome = grid.execute(plan, settings.out, observer, force=settings.force, save=settings.saved)
     finally:
         observer.close()
     report = _report(settings)

@@ -404,6 +404,7 @@ def _protocol(settings: Settings, model: str) -> Protocol:
         "calibration": settings.calibration,
         "samples": settings.samples,
         "calibration_length": settings.length,
+        "length": settings.eval_length,
         "windows": settings.windows,
     }
     given = {key: value for key, value in changes.items() if value is not None}

@@ -257,6 +257,8 @@ class Settings(BaseModel):
     length: Annotated[int | None, _whole("length", 0, 1_000_000)] = None
     protocol: Annotated[str | None, _name("protocol")] = None
     text: Annotated[str | None, _name("text")] = None
+    eval_length: Annotated[int | None, _whole("eval-length", 0, 1_000_000)] = None
+    """Tokens of an evaluation window; 0 is the model's context."""
     windows: Annotated[int | None, _whole("windows", 0, 10_000_000)] = None
     evaluations: Annotated[tuple[str, ...], _words("eval")] = ("perplexity",)
     tasks: Annotated[tuple[str, ...], _words("tasks")] = TASKS
@@ -364,12 +366,19 @@ def option_names() -> tuple[str, ...]:
     return tuple(option_name(field) for field in Settings.model_fields if field != "command")
 
 
-def gather(flags: Mapping[str, Any], config: Path | None = None, command: tuple[str, ...] = ()) -> Settings:
+def gather(
+    flags: Mapping[str, Any],
+    config: Path | None = None,
+    command: tuple[str, ...] = (),
+    base: Mapping[str, Any] | None = None,
+) -> Settings:
     """Settings from flags (None: not given) over a YAML file over ``BENCH_DATA_DIR`` and defaults.
+
+    ``base``: what such a file would hold, for a run that is described elsewhere.
 
     Raises UserError, one line, for an unknown key or a value that is none.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(base or {})
     for key, value in (read_config(config) if config is not None else {}).items():
         option = key.replace("_", "-")
         if option not in option_names():

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bench.evaluate.perplexity import DenseStates, score
 from bench.measure.memory import PeakMemory
 from bench.results.records import Metric
+from bench.run import guards
 from bench.run.decoding import decode
 from bench.run.phases import Figures, notes_on, source_of
 from methods.interface import Run
@@ -68,6 +69,12 @@ def perplexity(weights: Weights, run: Run) -> Figures:
         Metric(name="nll", unit="nat/token", value=scores.nll),
     ]
     arrays = {"nll": scores.loss}
+    alarms = (
+        *guards.of_blocks(scores.blocks),
+        *guards.of_loss(
+            scores.nll, subject.checkpoint.shape.vocabulary, states.loss() if dense is not None else None
+        ),
+    )
     if scores.divergence is not None and scores.flips is not None:
         metrics += [
             Metric(name="kl_to_dense", unit="nat/token", value=float(scores.divergence.mean())),
@@ -85,8 +92,12 @@ def perplexity(weights: Weights, run: Run) -> Figures:
         metrics=tuple(metrics),
         seconds=scores.seconds,
         arrays=arrays,
-        warnings=(*_loss_warnings(scores.nll, subject.checkpoint.shape.vocabulary), *notes_on(windows)),
-        provenance={"evaluation": windows.provenance},
+        warnings=(*guards.texts(alarms), *notes_on(windows)),
+        provenance={
+            "evaluation": windows.provenance,
+            "blocks": [{"change": passed.change, "norm": passed.norm} for passed in scores.blocks],
+            **({"guards": guards.facts(alarms)} if alarms else {}),
+        },
     )
 
 
@@ -169,12 +180,3 @@ def _cut_warning(cut: int, requests: int, context: int) -> tuple[str, ...]:
     if not cut:
         return ()
     return (f"{cut} of {requests} requests lost the start of their text to the context of {context} tokens",)
-
-
-def _loss_warnings(loss: float, vocabulary: int) -> tuple[str, ...]:
-    """A model worse than guessing every token with equal chance is broken, whatever its perplexity prints."""
-    if math.isnan(loss):
-        return ("the loss is NaN: the model's outputs are not finite",)
-    if loss > math.log(vocabulary):
-        return (f"loss {loss:.2f} nat/token is above that of uniform guessing ({math.log(vocabulary):.2f})",)
-    return ()

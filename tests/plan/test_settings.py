@@ -54,6 +54,7 @@ length: 512
 protocol: lab
 text: ptb
 windows: 0
+eval-length: 128
 eval: perplexity
 tasks: [piqa, rte]
 limit: 50
