@@ -110,7 +110,7 @@ class Subject:
     def _read(self, evaluation: str, cell: Cell) -> str:
         """Digest of the data that an evaluation reads. Raises DataUnavailable."""
         if evaluation == "zeroshot":
-            return data_digest(cell.tasks, cell.data_dir)
+            return data_digest(cell.tasks, cell.data_dir, cell.shots)
         windows = self.evaluation(cell.evaluation, cell.data_dir).tokens
         return text_hash(windows[:1, :PROMPT_TOKENS] if evaluation == "decode" else windows)
 
