@@ -99,8 +99,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, s
     """
     bias = arguments.bias
     if arguments.packing is not None:
-        apart = (arguments.packing.apart(x) for x in (query, key, value))
-        return arguments.packing.together(attention(*apart, Arguments(bias=bias), scale))
+        query, key, value = (arguments.packing.apart(x) for x in (query, key, value))
+        return arguments.packing.together(attention(query, key, value, Arguments(bias=bias), scale))
     if arguments.cache is not None:
         key, value = arguments.cache.extend(key, value)
         if query.shape[2] == 1:

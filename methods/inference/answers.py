@@ -17,7 +17,7 @@ from torch import Tensor
 from methods.families.base import run_block
 from methods.inference.served import Served
 from methods.inference.token_trees import Ids, Pack, arguments_of, grow, packs
-from methods.interface import Arguments
+from methods.interface import Arguments, Carry
 
 __all__ = ["Answers", "Request", "score_answers"]
 
@@ -143,7 +143,8 @@ def _last_states(model: Served, pack: Pack, arguments: Arguments, read: Ids) -> 
     for block in model.blocks[:-1]:
         hidden = run_block(stages, block, hidden, arguments)
     first, *others = stages
-    block, carry = model.blocks[-1], (hidden,)
+    block = model.blocks[-1]
+    carry: Carry = (hidden,)
     carry = first.advance(block, carry, first.inputs(block, carry, arguments), arguments)
     # behind the last attention no token reads another: only those asked for go on
     chosen = torch.from_numpy(read).to(device)

@@ -231,7 +231,7 @@ def _served(
         blocks.append(made)
     held = Outer(outer)
     head = DenseLinear(family.head(held, config), family.head_bias(held, config))
-    products = [*(product for block in blocks for product in block.products()), head]
+    products: list[Product] = [*(product for block in blocks for product in block.products()), head]
     kernels = _choose(products, source.dtype) if tune else {}
     return Served(family, config, shape, source.dtype, source.device, held, blocks, head, swap, kernels)
 

@@ -321,7 +321,7 @@ def test_the_packaged_tasks_are_the_default_of_packaged_models(tmp_path: Path, d
     assert execute(expand(settings), tmp_path, _Watcher()) == Outcome(done=1)
     record = _records(tmp_path)["dense", "zeroshot"]
     assert record.protocol == "zeroshot/kjv_continuation,kjv_last_word@limit=60"
-    assert (record.metric("acc/kjv_continuation") or 0) > 0.4, "four choices: guessing gives a quarter"
+    assert (record.metric("acc/kjv_continuation") or 0) > 0.3, "four choices: guessing gives a quarter"
     assert (record.metric("acc/kjv_last_word") or 0) > 0.05
     facts: Any = record.provenance["tasks"]
     assert facts["kjv_last_word"]["source"] == "packaged" and facts["kjv_last_word"]["split"] == "test"
