@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.plan.formats import sparse_formats
 from bench.plan.grammar import DENSE_METHOD, Value, nearest, shown, typed
 from bench.plan.machine import available_threads
 from bench.plan.settings import Settings
@@ -73,6 +74,8 @@ class Cell:
     """Items of each task, from its start; 0 is all."""
     shots: int = 0
     """Solved examples in front of every item of a task."""
+    packed: bool = False
+    """Whether tasks are scored through packed linears; accuracy differs by rounding only."""
     layers: str = ""
     """Canonical spelling of the matrices worked on (see ``methods.selection``); empty is all."""
     recovery: str = ""
@@ -153,6 +156,10 @@ def expand(settings: Settings) -> Plan:
         )
     chosen = _methods(settings)
     device = _device(settings.device)
+    if settings.packed and device != "cpu":
+        raise UserError(
+            f"--packed scores through kernels for CPUs, and the device is {device}; add --device cpu"
+        )
     cells: list[Cell] = []
     refusals: list[Refusal] = []
     broken: list[str] = []
@@ -362,6 +369,7 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
         heldout=calibration,
         layers=settings.layers,
         recovery=method.recovery,
+        packed=settings.packed and "zeroshot" in settings.evaluations and bool(sparse_formats(str(target))),
     )
     if not method.pruner.needs_calibration:
         yield cell

@@ -261,6 +261,8 @@ class Settings(BaseModel):
     """Zero-shot tasks by the names of lm-evaluation-harness, and suites as ``suite:wanda``; the protocol's where empty."""
     shots: Annotated[int | None, _whole("shots", 0, 100)] = None
     """Solved examples in front of every item; none where None."""
+    packed: Annotated[bool, _flag("packed")] = False
+    """Whether zero-shot tasks are scored through packed linears where weights were removed."""
     limit: Annotated[int | None, _whole("limit", 1, 10_000_000)] = None
     """Items of each task, from its start; all where None."""
     device: Annotated[str, BeforeValidator(_device)] = "auto"

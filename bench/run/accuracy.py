@@ -16,6 +16,7 @@ from bench.measure.memory import PeakMemory
 from bench.results.records import Metric
 from bench.run.phases import Figures
 from methods.interface import Run
+from methods.target import Target
 
 if TYPE_CHECKING:
     from bench.evaluate.zeroshot.accuracy import Accuracies
@@ -40,8 +41,16 @@ def zeroshot(weights: Weights, run: Run) -> Figures:
     single, suites = expand(cell.tasks)
     with PeakMemory(cell.device) as memory:
         began = time.perf_counter()
-        # timed kernels would make the last bits depend on the machine's mood
-        model = serve(weights.source(), tune=False)
+        source = weights.source()
+        aim = Target.parse(cell.target)
+        packed = cell.packed and source.shape.slices is None
+        model = serve(
+            source,
+            format="auto" if packed else "dense",
+            keep=aim.keep if packed and aim.kind == "nm" else 0,
+            group=aim.group if packed and aim.kind == "nm" else 0,
+            tune=False,  # kernels chosen by timing would make the last bits differ from run to run
+        )
         read = time.perf_counter() - began
         scored = accuracies(
             model,
@@ -83,7 +92,8 @@ def zeroshot(weights: Weights, run: Run) -> Figures:
             *_partial_warnings(suites, scored),
         ),
         provenance={
-            "format": "dense",
+            "format": ("nm" if aim.kind == "nm" else "bitmap") if packed else "dense",
+            "linears": {"packed": model.swap.packed, "dense": model.swap.dense},
             "scorer": "shared beginnings computed once, logits at answers",
             "tasks": {name: _task_facts(name, scored, folder) for name in scored.items},
             "suites": {suite.name: _suite_facts(suite, scored) for suite in suites},

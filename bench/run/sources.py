@@ -53,6 +53,7 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("transformers", "tokenizers", "datasets", "lm-eval"),
     ),
+    "zeroshot-packed": (("methods.kernels",), ()),
     "decode": (
         (
             "bench.measure.decode",

@@ -101,7 +101,8 @@ class Subject:
             read = self._read(evaluation, cell)
             # a speed is of a machine as much as of a model
             where = environment_key(environment) if evaluation == "decode" else ""
-            phases[evaluation] = evaluation_sources(evaluation) + read + where
+            packed = evaluation_sources("zeroshot-packed") if evaluation == "zeroshot" and cell.packed else ""
+            phases[evaluation] = evaluation_sources(evaluation) + packed + read + where
         for phase in () if cell.dense else PHASES:
             subjects[phase] = _subject(cell, revision, phase)
             phases[phase] = evaluation_sources("save")

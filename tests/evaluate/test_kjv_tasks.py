@@ -34,8 +34,8 @@ def test_items_are_verses_of_their_split(made: dict[str, dict[str, Dataset]]) ->
 
 def test_items_are_many_balanced_and_fixed(made: dict[str, dict[str, Dataset]]) -> None:
     assert {name: len(found["test"]) for name, found in made.items()} == {
-        "last word": 1251,
-        "continuation": 1360,
+        "last word": 500,
+        "continuation": 500,
     }
     labels = made["continuation"]["test"]["label"]
     assert all(0.19 < labels.count(label) / len(labels) < 0.31 for label in range(4))

@@ -204,6 +204,27 @@ def test_a_sliced_model_is_scored_by_its_own_head(tmp_path: Path, data: Path) ->
     )
 
 
+def test_packed_linears_answer_as_dense_ones_and_are_another_figure(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    common = {"pattern": "unstructured,2:4", "tasks": "piqa,winogrande"}
+    assert _run(tmp_path, model, data, **common) == Outcome(done=3)
+    dense = {record.target: record for record in Store(tmp_path).records() if record.phase == "zeroshot"}
+    assert _run(tmp_path, model, data, packed=True, **common) == Outcome(done=2, cached=1)
+    packed = {record.target: record for record in Store(tmp_path).records() if record.phase == "zeroshot"}
+    assert {target: record.provenance["format"] for target, record in packed.items()} == {
+        "0%": "dense",
+        "50%": "bitmap",
+        "2:4": "nm",
+    }
+    for target, record in packed.items():
+        assert (
+            load_values(tmp_path, record.values).keys() == load_values(tmp_path, dense[target].values).keys()
+        )
+        for name, values in load_values(tmp_path, record.values).items():
+            assert (values == load_values(tmp_path, dense[target].values)[name]).all()
+
+
 def test_reruns_repeat_nothing_and_more_tasks_repeat_no_other_phase(
     tmp_path: Path, model: Path, data: Path
 ) -> None:
