@@ -55,8 +55,10 @@ protocol: lab
 text: ptb
 windows: 0
 eval: perplexity
-tasks: [piqa, rte]
+tasks: [piqa, suite:wanda]
 limit: 50
+shots: 2
+packed: true
 device: cpu
 dtype: bfloat16
 hessian_dtype: float64

@@ -75,6 +75,7 @@ def _answers(requests: list[Any], scores: Scores) -> list[Any]:
     return found
 
 
+@pytest.mark.timeout(3600)  # with many items the harness and the plain loop take their time
 @pytest.mark.parametrize("name", ["nano-llama", "smollm2-135m"])
 def test_zero_shot_scoring(benchmark: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.models.huggingface import HFLM
