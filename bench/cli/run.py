@@ -91,9 +91,16 @@ _SETTINGS = {"allow_extra_args": True}
     help="perplexity (default), zeroshot, decode.",
 )
 @click.option(
-    "--tasks", metavar="LIST", help="Zero-shot tasks of lm-evaluation-harness; piqa and seven more."
+    "--tasks",
+    metavar="LIST",
+    shell_complete=complete.tasks,
+    help="Zero-shot tasks of lm-evaluation-harness and suites (suite:wanda); piqa and ten more, or kjv's.",
 )
+@click.option("--shots", metavar="N", help="Solved examples in front of every item; 0.")
 @click.option("--limit", metavar="N", help="Items of each zero-shot task; all.")
+@click.option(
+    "--packed", is_flag=True, default=None, help="Score zero-shot tasks through packed linears (CPU)."
+)
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N.")
 @click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16.")
 @click.option("--hessian-dtype", metavar="NAME", help="float32, float64.")

@@ -32,13 +32,11 @@ from methods.selection import Selection
 from methods.spelling import parse
 from methods.target import DENSE, Target
 
-__all__ = ["TASKS", "Assignment", "Settings", "gather", "option_name", "option_names"]
+__all__ = ["Assignment", "Settings", "gather", "option_name", "option_names"]
 
 Assignment = tuple[str, str, Value]
 """One ``--set``: rule, parameter, value as typed (text from a flag, text or a number from YAML)."""
 
-TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "openbookqa", "rte")
-"""The zero-shot tasks that papers on one-shot pruning report."""
 _RENAMED = {
     "evaluations": "eval",
     "assignments": "set",
@@ -261,8 +259,12 @@ class Settings(BaseModel):
     """Tokens of an evaluation window; 0 is the model's context."""
     windows: Annotated[int | None, _whole("windows", 0, 10_000_000)] = None
     evaluations: Annotated[tuple[str, ...], _words("eval")] = ("perplexity",)
-    tasks: Annotated[tuple[str, ...], _words("tasks")] = TASKS
-    """Zero-shot tasks by the names of lm-evaluation-harness."""
+    tasks: Annotated[tuple[str, ...], _words("tasks")] = ()
+    """Zero-shot tasks by the names of lm-evaluation-harness, and suites as ``suite:wanda``; the protocol's where empty."""
+    shots: Annotated[int | None, _whole("shots", 0, 100)] = None
+    """Solved examples in front of every item; none where None."""
+    packed: Annotated[bool, _flag("packed")] = False
+    """Whether zero-shot tasks are scored through packed linears where weights were removed."""
     limit: Annotated[int | None, _whole("limit", 1, 10_000_000)] = None
     """Items of each task, from its start; all where None."""
     device: Annotated[str, BeforeValidator(_device)] = "auto"

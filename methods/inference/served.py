@@ -158,16 +158,19 @@ def serve(
     format: str = "dense",  # noqa: A002
     keep: int = 0,
     group: int = 0,
+    tune: bool = True,
 ) -> Served:
     """The model of ``source`` with linears as ``format`` says: ``dense``, or as ``methods.inference.swap`` has them.
 
-    Blocks are packed as they are read, so that the model never lies in memory twice. Raises as ``swap`` does.
+    ``tune``: give dense products of few tokens to the faster of torch's kernel and ours, timed here; without it torch
+    computes all of them, so that results do not depend on a timing. Blocks are packed as they are read, so that the model
+    never lies in memory twice. Raises as ``swap`` does.
     """
     outer = {
         name: source.raw_outer(name).to(device=source.device, dtype=source.dtype, copy=True)
         for name in source.family.outer_tensors(source.shape)
     }
-    return _served(source, outer, source.block, format=format, keep=keep, group=group)
+    return _served(source, outer, source.block, format=format, keep=keep, group=group, tune=tune)
 
 
 def serve_model(model: nn.Module, source: CheckpointSource) -> Served:
@@ -194,6 +197,7 @@ def _served(
     format: str = "dense",  # noqa: A002
     keep: int = 0,
     group: int = 0,
+    tune: bool = True,
 ) -> Served:
     family, config, shape = source.family, source.config, source.shape
     stages = [stage.linears for stage in family.stages(config)]
@@ -227,7 +231,8 @@ def _served(
         blocks.append(made)
     held = Outer(outer)
     head = DenseLinear(family.head(held, config), family.head_bias(held, config))
-    kernels = _choose([*(product for block in blocks for product in block.products()), head], source.dtype)
+    products: list[Product] = [*(product for block in blocks for product in block.products()), head]
+    kernels = _choose(products, source.dtype) if tune else {}
     return Served(family, config, shape, source.dtype, source.device, held, blocks, head, swap, kernels)
 
 

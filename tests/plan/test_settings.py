@@ -56,8 +56,10 @@ text: ptb
 windows: 0
 eval-length: 128
 eval: perplexity
-tasks: [piqa, rte]
+tasks: [piqa, suite:wanda]
 limit: 50
+shots: 2
+packed: true
 device: cpu
 dtype: bfloat16
 hessian_dtype: float64
@@ -101,7 +103,8 @@ json: true
     ]
     assert settings.bits == ("none", "4") and settings.layers == "blocks=0-3,only=mlp"
     assert settings.windows == 0
-    assert (settings.tasks, settings.limit) == (("piqa", "rte"), 50)
+    assert (settings.tasks, settings.limit, settings.shots) == (("piqa", "suite:wanda"), 50, 2)
+    assert settings.packed
     assert settings.hidden_budget == 500_000_000
     assert settings.assignments == (
         ("magnitude", "reference", "false"),
