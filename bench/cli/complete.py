@@ -99,7 +99,7 @@ def _forms(_last: str) -> Iterable[str]:
 
 
 def _tasks(_last: str) -> Iterable[str]:
-    from bench.evaluate.zeroshot.suites import KJV, PREFIX, STANDARD, SUITES
+    from bench.plan.suites import KJV, PREFIX, STANDARD, SUITES
 
     return (*STANDARD, *KJV, *(PREFIX + name for name in SUITES))
 

@@ -146,8 +146,8 @@ def _evaluations() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
 
 
 def _tasks() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    from bench.evaluate.zeroshot.suites import KJV, STANDARD
     from bench.evaluate.zeroshot.tasks import find, packaged
+    from bench.plan.suites import KJV, STANDARD
 
     rows = []
     for task in map(find, (*STANDARD, *KJV)):
@@ -164,7 +164,7 @@ def _tasks() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
 
 
 def _suites() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    from bench.evaluate.zeroshot.suites import PREFIX, SUITES
+    from bench.plan.suites import PREFIX, SUITES
 
     rows = [
         {

@@ -353,7 +353,7 @@ def _dense(settings: Settings, model: str, dtype: str, device: str) -> Cell:
 
 def _tasks(settings: Settings, protocol: str) -> tuple[str, ...]:
     """The zero-shot tasks asked for, or the protocol's."""
-    from bench.evaluate.zeroshot.suites import KJV, STANDARD
+    from bench.plan.suites import KJV, STANDARD
 
     return tuple(sorted(settings.tasks or (KJV if protocol == "nano" else STANDARD)))
 

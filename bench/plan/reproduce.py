@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from bench.plan.cells import Cell, Plan, Refusal, expand
-from bench.plan.settings import TASKS, Settings, gather
+from bench.plan.settings import Settings, gather
+from bench.plan.suites import STANDARD
 from bench.published.recipes import Recipe, Step
 from methods.errors import UserError, nearest, shown
 
@@ -67,9 +68,9 @@ def _available(step: Step, narrowing: Narrowing) -> Iterator[LeftOut | dict[str,
     options["methods"] = _fit(options["methods"], narrowing.methods)
     if "tasks" in options:
         for task in options["tasks"]:
-            if task not in TASKS:
-                yield LeftOut(f"task {task}", f"bench scores {', '.join(TASKS)}")
-        options["tasks"] = [task for task in options["tasks"] if task in TASKS]
+            if task not in STANDARD:
+                yield LeftOut(f"task {task}", f"bench scores {', '.join(STANDARD)}")
+        options["tasks"] = [task for task in options["tasks"] if task in STANDARD]
         if not options["tasks"]:
             return
     rules = {part for method in options["methods"] for part in (method, *method.split("@"))}

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from bench.evaluate.zeroshot.suites import tasks_of
 from bench.plan import saving
 from bench.plan.capacity import Machine, machine
 from bench.plan.cells import Cell, Plan
 from bench.plan.formats import sparse_formats
 from bench.plan.machine import batch_tokens
+from bench.plan.suites import tasks_of
 
 if TYPE_CHECKING:
     from methods.interface import ModelShape

@@ -20,7 +20,7 @@ from methods.target import Target
 
 if TYPE_CHECKING:
     from bench.evaluate.zeroshot.accuracy import Accuracies
-    from bench.evaluate.zeroshot.suites import Suite
+    from bench.plan.suites import Suite
     from bench.run.evaluations import Weights
 
 __all__ = ["zeroshot"]
@@ -34,7 +34,7 @@ def zeroshot(weights: Weights, run: Run) -> Figures:
     """
     cell, subject = weights.cell, weights.subject
     from bench.evaluate.zeroshot.accuracy import accuracies
-    from bench.evaluate.zeroshot.suites import expand, tasks_of
+    from bench.plan.suites import expand, tasks_of
     from methods.inference.served import serve
 
     folder = Path(cell.data_dir) if cell.data_dir else None

@@ -350,7 +350,7 @@ def test_the_packaged_tasks_are_the_default_of_packaged_models(tmp_path: Path, d
 
 def test_official_data(tmp_path: Path, model: Path, data_dir: Path) -> None:
     """The real files of every default task go through the harness's own configs."""
-    from bench.evaluate.zeroshot.suites import STANDARD
+    from bench.plan.suites import STANDARD
 
     outcome = _run(
         tmp_path, model, data_dir, methods="dense", tasks=",".join(STANDARD), limit="4", text="kjv"

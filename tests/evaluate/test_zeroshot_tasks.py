@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.evaluate.zeroshot.suites import KJV, STANDARD, SUITES, expand, tasks_of
 from bench.evaluate.zeroshot.tasks import check, data_digest, few_shot_split, find, packaged, split_files
+from bench.plan.suites import KJV, STANDARD, SUITES, expand, tasks_of
 from methods.errors import DataUnavailable, UserError
 
 

@@ -22,9 +22,9 @@ from ratios import on_threads
 
 from bench.evaluate.zeroshot.loading import load, quiet
 from bench.evaluate.zeroshot.scorer import Scorer
-from bench.evaluate.zeroshot.suites import KJV
 from bench.models.load import resolve, tokenizer
 from bench.plan.machine import batch_tokens
+from bench.plan.suites import KJV
 from methods.errors import PruneBenchError
 from methods.inference.assemble import assemble
 from methods.inference.served import serve

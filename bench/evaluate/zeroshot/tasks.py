@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from bench.evaluate.zeroshot.suites import expand, tasks_of
 from bench.plan.grammar import nearest, shown
+from bench.plan.suites import expand, tasks_of
 from methods.errors import DataUnavailable, PruneBenchError, UserError
 
 __all__ = [
