@@ -16,6 +16,8 @@ nox.options.error_on_missing_interpreters = True
 ROOT = Path(__file__).parent
 PINS = ("-c", "constraints.txt")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+IN_PARALLEL = ("-n", "auto", "--dist", "loadfile", "--benchmark-disable")
+"""A file's tests stay in one process, since they share fixtures."""
 SOURCES = ("bench", "methods", "reports", "tests", "noxfile.py")
 
 
@@ -31,9 +33,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the test suite; arguments after `--` go to pytest."""
+    """Run the test suite, a process for each core; arguments after `--` go to pytest (`-n 0`: one process)."""
     session.install("-q", *PINS, "-e", ".[test]")
-    session.run("pytest", "-rs", *session.posargs)
+    session.run("pytest", "-rs", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -43,7 +45,7 @@ def minimums(session: nox.Session) -> None:
     tests_only = PROJECT["optional-dependencies"]["test"]
     session.install("-q", *floors, *tests_only)
     session.install("-q", "--no-deps", "-e", ".")
-    session.run("pytest", "-rs", "-m", "not slow", *session.posargs)
+    session.run("pytest", "-rs", "-m", "not slow", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session

@@ -21,6 +21,7 @@ from methods.target import Target
 
 __all__ = [
     "Arguments",
+    "AttentionPacking",
     "Block",
     "BlockSink",
     "BlockSource",
@@ -131,19 +132,33 @@ class KeyValueCache(Protocol):
         ...
 
 
+class AttentionPacking(Protocol):
+    """Texts behind one another in one row of tokens, which attention sees side by side."""
+
+    def apart(self, x: Tensor) -> Tensor:
+        """[1, heads, tokens, head_dim] to [texts, heads, longest, head_dim], padded."""
+        ...
+
+    def together(self, x: Tensor) -> Tensor:
+        """[texts, longest, width] to [1, tokens, width]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What a block needs beside hidden states, for one batch; rebuilt per batch by the family.
 
     ``bias``: additive attention bias, broadcastable to [batch, heads, length, length], or None for plain
     causal; ``cos``/``sin``: rotary tables [batch or 1, length, head_dim], or None. ``cache``: where the batch goes on
-    after earlier tokens; the bias then reaches over those too.
+    after earlier tokens; the bias then reaches over those too. ``packing``: where one row of tokens holds many texts,
+    to which attention alone is confined; the bias is then per text.
     """
 
     bias: Tensor | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
     cache: KeyValueCache | None = None
+    packing: AttentionPacking | None = None
 
 
 Carry = tuple[Tensor, ...]
@@ -255,6 +270,10 @@ class Family(Protocol):
 
     def norm_eps(self, config: Mapping[str, Any]) -> float:
         """What the model's norms add to the variance."""
+        ...
+
+    def activation(self, config: Mapping[str, Any]) -> str:
+        """The feed-forward's activation, a name of ``methods.families.base.ACTIVATIONS``."""
         ...
 
 

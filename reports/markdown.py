@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from reports.comparison import Comparison, asked_of
 from reports.contests import Contests, verdict_tables
+from reports.guards import markdown_lines as guard_lines
 from reports.kernels import KERNEL_NOTE, kernel_tables
 from reports.load import Loaded
 from reports.overview import Finding, headline, overview
 from reports.provenance import facts_table
+from reports.published import markdown_lines as published_lines
 from reports.tables import Table, cost_table, other_table, problem_table, quality_table, title_of
 from reports.wording import clean, escape_markdown
 
@@ -54,6 +56,7 @@ def markdown_page(loaded: Loaded, comparison: Comparison, judged: Contests | Non
         lines += [f"## Kernels: {escape_markdown(table.caption)}", "", *markdown_table(table), ""]
     if comparison.kernels:
         lines += [escape_markdown(KERNEL_NOTE), ""]
+    lines += published_lines(comparison) + guard_lines(comparison.records)
     if comparison.problems:
         lines += ["## Refused and failed", "", *markdown_table(problem_table(comparison)), ""]
     if comparison.warnings:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bench.results.files import fault, replace_file
 from reports.comparison import Comparison, asked_of, compare
 from reports.contests import Contests, contests
 from reports.figures.speed import speedup_charts
 from reports.figures.style import Chart
+from reports.guards import guard_table
 from reports.kernels import KERNEL_NOTE, kernel_findings, kernel_tables
 from reports.layout import Explorer, Page, render
 from reports.load import Loaded, load
 from reports.markdown import markdown_page
 from reports.overview import headline, overview
 from reports.provenance import cells_table, facts_table
+from reports.published import beside, published_tables
 from reports.results_table import FILTERS, results_table
 from reports.sections import section
 from reports.tables import problem_table
@@ -34,21 +35,6 @@ PAGES: Final = (
 MOST_SECTIONS: Final = 12
 """Groups shown whole, with plots and verdicts, on the overview page."""
 MOST_KERNEL_TABLES: Final = 24
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A section that another module adds to the overview page: `template` sees it as `slot`."""
-
-    name: str
-    title: str
-    template: str
-    context: dict[str, Any] = field(default_factory=dict)
-    charts: tuple[Chart, ...] = ()
-
-
-SLOTS: list[Callable[[Comparison], Slot | None]] = []
-"""Makers of further sections, in order; one that has nothing to show gives None."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +103,11 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests) ->
     ]
     kernels = kernel_tables(comparison.kernels)
     curves = speedups(comparison)
-    slots = [slot for make in SLOTS if (slot := make(comparison)) is not None]
     charts = [chart for entry in sections for chart in entry.drawn]
     return render(
         "overview.html.j2",
         title=TITLE,
-        charts=[*charts, *curves, *(chart for slot in slots for chart in slot.charts)],
+        charts=[*charts, *curves],
         tables=bool(sections or kernels),
         page="index.html",
         pages=PAGES,
@@ -130,7 +115,8 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests) ->
         overview=overview(comparison, judged)[:MOST_SECTIONS],
         more_groups=len(comparison.groups) - len(shown),
         sections=sections,
-        slots=slots,
+        published=published_tables(beside(comparison)),
+        alarms=guard_table(comparison.records),
         kernels=kernels[:MOST_KERNEL_TABLES],
         more_kernels=max(0, len(kernels) - MOST_KERNEL_TABLES),
         kernel_note=KERNEL_NOTE,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 # Read when the libraries are first imported, so set before any test module is.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the matrices are small, and several processes may run
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: a forgotten stub fails at once
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

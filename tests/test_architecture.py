@@ -81,7 +81,7 @@ def test_reports_import_only_the_store_and_the_published_figures(graph: grimp.Im
     assert strangers == set()
 
 
-@pytest.mark.parametrize("package", ["reports", "bench.results"])
+@pytest.mark.parametrize("package", ["reports", "bench.results", "bench.published"])
 def test_no_way_leads_to_torch(graph: grimp.ImportGraph, package: str) -> None:
     assert graph.find_shortest_chain(importer=package, imported="torch", as_packages=True) is None
 

@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["evaluations", "forms", "methods", "models", "parameters", "protocols", "recoveries", "texts"]
+__all__ = [
+    "evaluations",
+    "forms",
+    "methods",
+    "models",
+    "parameters",
+    "protocols",
+    "recoveries",
+    "tasks",
+    "texts",
+]
 
 _Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -88,10 +98,17 @@ def _forms(_last: str) -> Iterable[str]:
     return FORMS
 
 
+def _tasks(_last: str) -> Iterable[str]:
+    from bench.plan.suites import KJV, PREFIX, STANDARD, SUITES
+
+    return (*STANDARD, *KJV, *(PREFIX + name for name in SUITES))
+
+
 models = _list_of(_models)
 methods = _list_of(_methods)
 protocols = _list_of(_protocols)
 recoveries = _list_of(_recoveries)
 texts = _list_of(_texts)
 evaluations = _list_of(_evaluations)
+tasks = _list_of(_tasks)
 forms = _list_of(_forms)

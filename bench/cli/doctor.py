@@ -121,7 +121,7 @@ def _processor() -> str:
 def _memory() -> dict[str, Any]:
     import psutil
 
-    from bench.plan.resources import free_memory
+    from bench.plan.capacity import free_memory
 
     total, free = int(psutil.virtual_memory().total), free_memory("cpu")
     state = "ok" if free > 1_000_000_000 else "bad"
@@ -130,7 +130,7 @@ def _memory() -> dict[str, Any]:
 
 def _disk(out: Path) -> dict[str, Any]:
     from bench.models.cache import cache_root
-    from bench.plan.resources import existing
+    from bench.plan.capacity import existing
 
     run, cache = existing(out), existing(cache_root())
     free = shutil.disk_usage(run).free

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bench.cli.output import bytes_text, console, counted, duration_text, print_json, print_table
+from bench.plan.capacity import measured_rate
 from bench.plan.cells import Cell, Plan
 from bench.plan.grammar import DENSE_METHOD
-from bench.plan.resources import Estimate, estimate, measured_rate
+from bench.plan.resources import Estimate, estimate
 
 __all__ = ["describe", "show"]
 

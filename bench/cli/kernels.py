@@ -75,7 +75,7 @@ def command(ctx: click.Context, /, **flags: Any) -> int:
 
 def _execute(settings: KernelSettings, wanted: list[Problem], session: Session) -> int:
     from bench.cli.output import print_json
-    from bench.plan.resources import free_memory
+    from bench.plan.capacity import free_memory
     from bench.results.segments import Store
     from bench.run.grid import termination
     from bench.run.kernels import Outcome, run, without_memory

@@ -145,6 +145,40 @@ def _evaluations() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     return [{"evaluation": name} for name in available()], ("evaluation",)
 
 
+def _tasks() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from bench.evaluate.zeroshot.tasks import find, packaged
+    from bench.plan.suites import KJV, STANDARD
+
+    rows = []
+    for task in map(find, (*STANDARD, *KJV)):
+        listed = [str(entry.get("metric")) for entry in task.values.get("metric_list", ())]
+        rows.append(
+            {
+                "task": task.name,
+                "split": task.split,
+                "metrics": [name for name in listed if name in ("acc", "acc_norm")],
+                "data": "packaged" if packaged(task) else f"hub, or DIR/tasks/{task.name}/{task.split}.jsonl",
+            }
+        )
+    return rows, ("task", "split", "metrics", "data")
+
+
+def _suites() -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    from bench.plan.suites import PREFIX, SUITES
+
+    rows = [
+        {
+            "suite": PREFIX + found.name,
+            "tasks": list(found.tasks),
+            "metric": found.metric,
+            "paper": found.paper,
+            "note": found.note,
+        }
+        for found in SUITES.values()
+    ]
+    return rows, ("suite", "tasks", "metric", "paper", "note")
+
+
 _KINDS: dict[str, Callable[[], tuple[list[dict[str, Any]], tuple[str, ...]]]] = {
     "models": _models,
     "methods": _methods,
@@ -156,6 +190,8 @@ _KINDS: dict[str, Callable[[], tuple[list[dict[str, Any]], tuple[str, ...]]]] = 
     "texts": _texts,
     "targets": _targets,
     "evaluations": _evaluations,
+    "tasks": _tasks,
+    "suites": _suites,
 }
 
 
@@ -185,6 +221,8 @@ def _word(column: str, value: object) -> str:
         return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{key}={str(inner).lower()}" for key, inner in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
     if isinstance(value, bool):
         return str(value).lower() if column == "default" else "yes" if value else "-"
     return "-" if value in (None, "") else str(value)

@@ -23,6 +23,9 @@ COMMANDS = {
     "status": ("bench.cli.status", "Show how far a run is: live, dead or finished."),
     "doctor": ("bench.cli.doctor", "Check this installation and machine."),
     "report": ("bench.cli.report", "Show or write the report of a run."),
+    "wandb-sync": ("bench.cli.wandb_sync", "Mirror a run's results to Weights & Biases, and upload them."),
+    "published": ("bench.cli.published", "Show the figures that papers print, with their sources."),
+    "reproduce": ("bench.cli.reproduce", "Run what would reproduce a published table."),
     "completion": ("bench.cli.completion", "Print a shell completion script."),
 }
 

@@ -10,7 +10,7 @@ import click
 from bench.cli.failures import Session, one_line
 from bench.cli.output import console, print_json
 
-__all__ = ["command"]
+__all__ = ["check_out", "command"]
 
 _FORMATS = ("table", "html", "markdown", "csv", "json", "parquet")
 _IMAGES = ("png", "svg", "pdf")
@@ -51,7 +51,7 @@ def command(ctx: click.Context, out: Path, form: str, images: tuple[str, ...]) -
     """
     session: Session = ctx.find_object(Session) or Session(())
     session.out = out
-    _check(out)
+    check_out(out)
     if images:
         from reports.images import write_images
 
@@ -97,7 +97,7 @@ def command(ctx: click.Context, out: Path, form: str, images: tuple[str, ...]) -
         console().print(terminal_table(found.records))
 
 
-def _check(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raises UserError where ``out`` is not the folder of a run."""
     from methods.errors import UserError
 

@@ -16,8 +16,9 @@ from bench.cli.failures import INTERRUPTED, Session, one_line, resume_line, say_
 if TYPE_CHECKING:
     from bench.plan.cells import Cell, Plan
     from bench.plan.settings import Settings
+    from reports.pages import Report
 
-__all__ = ["command", "prepare_out"]
+__all__ = ["check_evaluations", "command", "execute", "fitted", "prepare_out"]
 
 _EPILOG = """
 \b
@@ -80,6 +81,7 @@ _SETTINGS = {"allow_extra_args": True}
     shell_complete=complete.texts,
     help="Evaluation text; kjv/validation to choose on.",
 )
+@click.option("--eval-length", metavar="N", help="Tokens per evaluation window; 0 is the model's context.")
 @click.option("--windows", metavar="N", help="Evaluation windows, spread over the text; 0 is all.")
 @click.option(
     "--eval",
@@ -89,9 +91,16 @@ _SETTINGS = {"allow_extra_args": True}
     help="perplexity (default), zeroshot, decode.",
 )
 @click.option(
-    "--tasks", metavar="LIST", help="Zero-shot tasks of lm-evaluation-harness; piqa and seven more."
+    "--tasks",
+    metavar="LIST",
+    shell_complete=complete.tasks,
+    help="Zero-shot tasks of lm-evaluation-harness and suites (suite:wanda); piqa and ten more, or kjv's.",
 )
+@click.option("--shots", metavar="N", help="Solved examples in front of every item; 0.")
 @click.option("--limit", metavar="N", help="Items of each zero-shot task; all.")
+@click.option(
+    "--packed", is_flag=True, default=None, help="Score zero-shot tasks through packed linears (CPU)."
+)
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N.")
 @click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16.")
 @click.option("--hessian-dtype", metavar="NAME", help="float32, float64.")
@@ -118,6 +127,12 @@ _SETTINGS = {"allow_extra_args": True}
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."
 )
 @click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="Texts; or BENCH_DATA_DIR.")
+@click.option(
+    "--wandb", metavar="MODE", help="Mirror results to Weights & Biases: off, offline, online; off."
+)
+@click.option("--wandb-project", metavar="NAME", help="W&B project; or WANDB_PROJECT; prune-bench.")
+@click.option("--wandb-entity", metavar="NAME", help="W&B user or team; or WANDB_ENTITY.")
+@click.option("--wandb-tags", metavar="LIST", help="Tags for every W&B run; or WANDB_TAGS.")
 @click.option("--yes", is_flag=True, default=None, help="Agree to large downloads.")
 @click.option("--force", is_flag=True, default=None, help="Compute again what is stored.")
 @click.option("--dry-run", is_flag=True, default=None, help="Show the plan; load no weights, ask no network.")
@@ -141,7 +156,7 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
 
     settings = gather(flags, config, session.words)
     session.out = settings.out
-    _check_evaluations(settings)
+    check_evaluations(settings)
     plan, stored = _plan(settings)
     if settings.dry_run:
         from bench.cli.dry_run import show
@@ -150,7 +165,7 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
         return 0 if plan.cells else 1
     prepare_out(settings.out)
     session.resumable = True
-    return _execute(plan, session)
+    return execute(plan, session)
 
 
 def _refuse_extra(ctx: click.Context) -> None:
@@ -166,7 +181,8 @@ def _refuse_extra(ctx: click.Context) -> None:
     raise click.UsageError(f"'{words[0]}'{more} belongs to no option; {why}", ctx)
 
 
-def _check_evaluations(settings: Settings) -> None:
+def check_evaluations(settings: Settings) -> None:
+    """Raises UserError for an evaluation or a task that is not available."""
     from bench.evaluate import available
     from bench.plan.grammar import nearest, shown
     from methods.errors import UserError
@@ -205,27 +221,38 @@ def prepare_out(out: Path) -> None:
 def _plan(settings: Settings) -> tuple[Plan, frozenset[Cell]]:
     """The plan, what this machine cannot serve refused, and the cells that are stored already."""
     from bench.plan.cells import expand
+
+    return fitted(expand(settings))
+
+
+def fitted(plan: Plan) -> tuple[Plan, frozenset[Cell]]:
+    """A plan with what this machine cannot serve refused, and the cells that are stored already."""
     from bench.plan.resources import fit
     from bench.plan.stored import stored
 
-    plan = expand(settings)
+    settings = plan.settings
     there = frozenset() if settings.force else stored(plan.cells, settings.out, settings.saved)
     return fit(plan, stored=there), there
 
 
-def _execute(plan: Plan, session: Session) -> int:
+def execute(plan: Plan, session: Session) -> int:
+    """Run a plan, show its table, write its report; returns the exit code."""
     from bench.cli.console import observer_for
-    from bench.run.grid import execute
+    from bench.run import grid
 
     settings = plan.settings
     if settings.yes:
         _fetch_large(plan)
     observer = observer_for(settings)
     try:
-        outcome = execute(plan, settings.out, observer, force=settings.force, save=settings.saved)
+        outcome = grid.execute(plan, settings.out, observer, force=settings.force, save=settings.saved)
     finally:
         observer.close()
     report = _report(settings)
+    if report is not None and settings.wandb != "off" and not outcome.interrupted:
+        from bench.cli.wandb_sync import after_run
+
+        after_run(settings, report)
     counts = {
         "done": outcome.done,
         "cached": outcome.cached,
@@ -233,7 +260,7 @@ def _execute(plan: Plan, session: Session) -> int:
         "failed": outcome.failed,
         "interrupted": bool(outcome.interrupted),
     }
-    _summarise(settings, counts, report)
+    _summarise(settings, counts, report.page if report is not None else None)
     if outcome.interrupted:
         say_error(resume_line(session))
         return INTERRUPTED
@@ -260,7 +287,7 @@ def _fetch_large(plan: Plan) -> None:
                 pull(model, yes=True, progress=progress)
 
 
-def _report(settings: Settings) -> Path | None:
+def _report(settings: Settings) -> Report | None:
     """Show the table and write the report; None where there is no record to report."""
     from reports.load import load
     from reports.pages import write_report
@@ -273,7 +300,7 @@ def _report(settings: Settings) -> Path | None:
         from bench.cli.output import console
 
         console().print(terminal_table(records))
-    return write_report(settings.out).page
+    return write_report(settings.out)
 
 
 def _summarise(settings: Settings, counts: dict[str, Any], report: Path | None) -> None:

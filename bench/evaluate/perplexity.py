@@ -26,11 +26,21 @@ from methods.stream.hidden import HiddenStates
 from methods.stream.sink import write_json, write_tensors
 from methods.stream.stopwatch import Stopwatch
 
-__all__ = ["DenseStates", "Scores", "score"]
+__all__ = ["BlockChange", "DenseStates", "Scores", "score"]
 
 _LOGIT_BYTES = (
     24 << 20
 )  # float32 logits held at once: below the 32 MiB from which glibc maps, and faults in, every tensor anew
+
+
+@dataclass(frozen=True, slots=True)
+class BlockChange:
+    """Medians over tokens of norms relative to those of the block's input: of output less input (None where the two lie
+    in different bases, in sliced models) and of the output. NaN where a state is not finite.
+    """
+
+    change: float | None
+    norm: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class Scores:
     flips: NDArray[np.float64] | None
     predicted: int
     tokens: int
+    blocks: tuple[BlockChange, ...]
+    """What each block does to the states of the first batch of windows."""
     seconds: dict[str, float]
     """``forward`` and ``loss``: what scoring takes; ``divergence``: the comparison with the dense model."""
 
@@ -83,9 +95,16 @@ class DenseStates:
         """Keep states [windows, length - 1, width] of the windows from ``first`` on. Raises MachineError."""
         write_tensors(self.folder / f"windows-{first:08d}.safetensors", {"states": states})
 
-    def finish(self, starts: list[int]) -> None:
-        """All batches are written; they start at these windows. Raises MachineError."""
+    def finish(self, starts: list[int], loss: float) -> None:
+        """All batches are written; they start at these windows, their mean loss is ``loss``. Raises MachineError."""
+        if math.isfinite(loss):
+            write_json(self.folder / "loss.json", loss)
         write_json(self._list, starts)
+
+    def loss(self) -> float | None:
+        """The dense model's mean loss, nat/token; None where it was not finite."""
+        file = self.folder / "loss.json"
+        return float(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
     def __getitem__(self, window: int) -> Tensor:
         """States [length - 1, width] of a window, backed by the file."""
@@ -122,6 +141,7 @@ def score(
     divergence, flips = np.full(count, np.nan), np.full(count, np.nan)
     reference = dense_states if dense is not None else None
     starts: list[int] = []
+    changes: list[BlockChange] = []
     sections = list(_sections(source, count, length, run.hidden_budget))
     run.observer.phase("perplexity", len(sections) * source.shape.blocks + count)
     done = 0
@@ -129,7 +149,7 @@ def score(
         hidden = HiddenStates(
             (section.stop - section.start, length, source.shape.width), source.dtype, source.device, run
         )
-        for _ in _forward(source, windows[section], hidden, run, clock):
+        for _ in _forward(source, windows[section], hidden, run, clock, changes):
             done += 1
             run.observer.step(done)
         for part in batches(hidden.windows, length, run.batch_tokens):
@@ -147,7 +167,7 @@ def score(
             run.observer.step(done)
         hidden.close()
     if starts and dense_states is not None:
-        dense_states.finish(starts)
+        dense_states.finish(starts, float(loss.mean()))
     pruned = reference is not None
     return Scores(
         loss,
@@ -155,6 +175,7 @@ def score(
         flips if pruned else None,
         predicted=count * (length - 1),
         tokens=count * length,
+        blocks=tuple(changes),
         seconds=clock.seconds,
     )
 
@@ -167,9 +188,14 @@ def _sections(source: BlockSource, windows: int, length: int, budget: int) -> It
 
 
 def _forward(
-    source: BlockSource, tokens: Tensor, hidden: HiddenStates, run: Run, clock: Stopwatch
+    source: BlockSource,
+    tokens: Tensor,
+    hidden: HiddenStates,
+    run: Run,
+    clock: Stopwatch,
+    changes: list[BlockChange],
 ) -> Iterator[int]:
-    """Fill ``hidden`` with the last block's outputs, block by block."""
+    """Fill ``hidden`` with the last block's outputs, block by block; each block's change is put to ``changes`` once."""
     length = tokens.shape[1]
     parts = list(batches(len(tokens), length, run.batch_tokens))
     like = torch.empty(0, dtype=source.dtype, device=source.device)
@@ -187,10 +213,25 @@ def _forward(
             block = source.block(index)
             for part in parts:
                 given = arguments[part.stop - part.start]
-                hidden.put(part, run_block(stages, block, hidden.get(part), given))
+                before = hidden.get(part)
+                after = run_block(stages, block, before, given)
+                if len(changes) == index:
+                    changes.append(_change(before, after, sliced=source.shape.slices is not None))
+                hidden.put(part, after)
         del block
         give_back()
         yield index
+
+
+def _change(before: Tensor, after: Tensor, *, sliced: bool) -> BlockChange:
+    """Of states [windows, length, width]; the first window is enough to see a block that does nothing."""
+    first, last = before[0].float(), after[0].float()
+    norms = first.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    norm = float((last.norm(dim=-1) / norms).median())
+    if not bool(torch.isfinite(last).all()):
+        return BlockChange(None if sliced else math.nan, math.nan)
+    change = None if sliced else float(((last - first).norm(dim=-1) / norms).median())
+    return BlockChange(change, norm)
 
 
 class _Scorer:

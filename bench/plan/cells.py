@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.plan.formats import sparse_formats
 from bench.plan.grammar import DENSE_METHOD, Value, nearest, shown, typed
 from bench.plan.machine import available_threads
 from bench.plan.settings import Settings
@@ -68,9 +69,13 @@ class Cell:
     heldout: CalibrationProtocol | None = None
     """Calibration half whose held-out text the reconstruction errors are measured on; None when dense."""
     tasks: tuple[str, ...] = ()
-    """Zero-shot tasks, sorted; none where nothing is measured on them."""
+    """Zero-shot tasks and suites as ``--tasks`` spells them, sorted; none where nothing is measured on them."""
     limit: int = 0
     """Items of each task, from its start; 0 is all."""
+    shots: int = 0
+    """Solved examples in front of every item of a task."""
+    packed: bool = False
+    """Whether tasks are scored through packed linears; accuracy differs by rounding only."""
     layers: str = ""
     """Canonical spelling of the matrices worked on (see ``methods.selection``); empty is all."""
     recovery: str = ""
@@ -89,7 +94,8 @@ class Cell:
     def protocol(self, phase: str) -> str:
         """Evaluation protocol id of a phase: only equal ids share a column. Empty for the prune itself."""
         if phase == "zeroshot":
-            return f"zeroshot/{','.join(self.tasks)}" + (f"@limit={self.limit}" if self.limit else "")
+            changes = [f"{key}={getattr(self, key)}" for key in ("shots", "limit") if getattr(self, key)]
+            return f"zeroshot/{','.join(self.tasks)}" + (f"@{','.join(changes)}" if changes else "")
         if phase == "decode":
             return f"decode/{PROMPT_TOKENS}+{NEW_TOKENS}"
         if phase.startswith("save/"):
@@ -150,6 +156,10 @@ def expand(settings: Settings) -> Plan:
         )
     chosen = _methods(settings)
     device = _device(settings.device)
+    if settings.packed and device != "cpu":
+        raise UserError(
+            f"--packed scores through kernels for CPUs, and the device is {device}; add --device cpu"
+        )
     cells: list[Cell] = []
     refusals: list[Refusal] = []
     broken: list[str] = []
@@ -335,9 +345,17 @@ def _dense(settings: Settings, model: str, dtype: str, device: str) -> Cell:
         threads=settings.threads or available_threads(),
         hidden_budget=settings.hidden_budget,
         data_dir=str(settings.data_dir.resolve()) if settings.data_dir is not None else "",
-        tasks=tuple(sorted(settings.tasks)) if "zeroshot" in settings.evaluations else (),
+        tasks=_tasks(settings, protocol.name) if "zeroshot" in settings.evaluations else (),
         limit=(settings.limit or 0) if "zeroshot" in settings.evaluations else 0,
+        shots=(settings.shots or 0) if "zeroshot" in settings.evaluations else 0,
     )
+
+
+def _tasks(settings: Settings, protocol: str) -> tuple[str, ...]:
+    """The zero-shot tasks asked for, or the protocol's."""
+    from bench.plan.suites import KJV, STANDARD
+
+    return tuple(sorted(settings.tasks or (KJV if protocol == "nano" else STANDARD)))
 
 
 def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) -> Iterator[Cell]:
@@ -351,6 +369,7 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
         heldout=calibration,
         layers=settings.layers,
         recovery=method.recovery,
+        packed=settings.packed and "zeroshot" in settings.evaluations and bool(sparse_formats(str(target))),
     )
     if not method.pruner.needs_calibration:
         yield cell
@@ -404,6 +423,7 @@ def _protocol(settings: Settings, model: str) -> Protocol:
         "calibration": settings.calibration,
         "samples": settings.samples,
         "calibration_length": settings.length,
+        "length": settings.eval_length,
         "windows": settings.windows,
     }
     given = {key: value for key, value in changes.items() if value is not None}

@@ -24,6 +24,7 @@ from bench.plan.grammar import (
     shown,
     unique,
 )
+from bench.plan.mirroring import Entity, Mode, Project, Tags
 from bench.plan.saving import FORMS
 from methods.errors import UserError
 from methods.recover.spelling import MOST_STAGES
@@ -31,13 +32,11 @@ from methods.selection import Selection
 from methods.spelling import parse
 from methods.target import DENSE, Target
 
-__all__ = ["TASKS", "Assignment", "Settings", "gather", "option_name", "option_names"]
+__all__ = ["Assignment", "Settings", "gather", "option_name", "option_names"]
 
 Assignment = tuple[str, str, Value]
 """One ``--set``: rule, parameter, value as typed (text from a flag, text or a number from YAML)."""
 
-TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "openbookqa", "rte")
-"""The zero-shot tasks that papers on one-shot pruning report."""
 _RENAMED = {
     "evaluations": "eval",
     "assignments": "set",
@@ -256,10 +255,16 @@ class Settings(BaseModel):
     length: Annotated[int | None, _whole("length", 0, 1_000_000)] = None
     protocol: Annotated[str | None, _name("protocol")] = None
     text: Annotated[str | None, _name("text")] = None
+    eval_length: Annotated[int | None, _whole("eval-length", 0, 1_000_000)] = None
+    """Tokens of an evaluation window; 0 is the model's context."""
     windows: Annotated[int | None, _whole("windows", 0, 10_000_000)] = None
     evaluations: Annotated[tuple[str, ...], _words("eval")] = ("perplexity",)
-    tasks: Annotated[tuple[str, ...], _words("tasks")] = TASKS
-    """Zero-shot tasks by the names of lm-evaluation-harness."""
+    tasks: Annotated[tuple[str, ...], _words("tasks")] = ()
+    """Zero-shot tasks by the names of lm-evaluation-harness, and suites as ``suite:wanda``; the protocol's where empty."""
+    shots: Annotated[int | None, _whole("shots", 0, 100)] = None
+    """Solved examples in front of every item; none where None."""
+    packed: Annotated[bool, _flag("packed")] = False
+    """Whether zero-shot tasks are scored through packed linears where weights were removed."""
     limit: Annotated[int | None, _whole("limit", 1, 10_000_000)] = None
     """Items of each task, from its start; all where None."""
     device: Annotated[str, BeforeValidator(_device)] = "auto"
@@ -275,6 +280,11 @@ class Settings(BaseModel):
     """Forms to keep pruned models in; see ``saved``."""
     out: Annotated[Path, _path("out")] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
+    wandb: Mode = "off"
+    """Whether finished records are mirrored as W&B runs, and uploaded."""
+    wandb_project: Project = None
+    wandb_entity: Entity = None
+    wandb_tags: Tags = None
     yes: Annotated[bool, _flag("yes")] = False
     force: Annotated[bool, _flag("force")] = False
     dry_run: Annotated[bool, _flag("dry-run")] = False
@@ -358,12 +368,19 @@ def option_names() -> tuple[str, ...]:
     return tuple(option_name(field) for field in Settings.model_fields if field != "command")
 
 
-def gather(flags: Mapping[str, Any], config: Path | None = None, command: tuple[str, ...] = ()) -> Settings:
+def gather(
+    flags: Mapping[str, Any],
+    config: Path | None = None,
+    command: tuple[str, ...] = (),
+    base: Mapping[str, Any] | None = None,
+) -> Settings:
     """Settings from flags (None: not given) over a YAML file over ``BENCH_DATA_DIR`` and defaults.
+
+    ``base``: what such a file would hold, for a run that is described elsewhere.
 
     Raises UserError, one line, for an unknown key or a value that is none.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(base or {})
     for key, value in (read_config(config) if config is not None else {}).items():
         option = key.replace("_", "-")
         if option not in option_names():

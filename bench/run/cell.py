@@ -222,7 +222,7 @@ class CellRunner:
             matrices=figures.matrices,
             seconds={**figures.seconds, "wall": time.perf_counter() - began},
             provenance={**self._provenance(subject, machine), **figures.provenance},
-            warnings=(*self.observer.warnings, *figures.warnings),
+            warnings=tuple(dict.fromkeys((*self.observer.warnings, *figures.warnings))),
             values=values,
             started=started,
             finished=now(),

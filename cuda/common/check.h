@@ -11,6 +11,9 @@ int32_t check(const prune_bench_bitmap_matmul_params* params) noexcept;
 int32_t check(const prune_bench_dense_matmul_params* params) noexcept;
 int32_t check(const prune_bench_bitmap_pack_params* params) noexcept;
 int32_t check(const prune_bench_bitmap_unpack_params* params) noexcept;
+int32_t check(const prune_bench_add_norm_params* params) noexcept;
+int32_t check(const prune_bench_attend_params* params) noexcept;
+int32_t check(const prune_bench_activate_params* params) noexcept;
 int32_t check(const prune_bench_bitmap& weight) noexcept;  // sizes and pointers; scales only where they are set
 
 // Bytes of one stored weight, 0 for an unknown dtype.

@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a meaning below changes; the loader refuses a library with another number. */
-#define PRUNE_BENCH_ABI 3
+#define PRUNE_BENCH_ABI 4
 
 enum prune_bench_status {
   PRUNE_BENCH_OK = 0,
@@ -203,6 +203,100 @@ PRUNE_BENCH_EXPORT int32_t prune_bench_cuda_bitmap_matmul(const prune_bench_bitm
  * do or the fault is of no row. Reads no value. */
 PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_bitmap_validate(int32_t abi, const prune_bench_bitmap* weight,
                                                            int64_t* bad_row);
+
+/* What a decode step of one token does between its products, on float32 states. */
+
+/* hidden += update; out = norm(hidden): (x - mean) / sqrt(sum of (x - mean)^2 / divisor + eps) * weight + bias, with
+ * the mean only where `centred` (layer norm), else without (RMS norm, arXiv 1910.07467; a sliced model's divisor is the
+ * width before slicing). */
+typedef struct prune_bench_add_norm_params {
+  int32_t abi;
+  int32_t isa;
+  int32_t centred;
+  float eps;
+  int64_t width;
+  int64_t divisor;
+  float* hidden;       /* [width], in and out */
+  const float* update; /* [width] or NULL */
+  const float* weight; /* [width] or NULL */
+  const float* bias;   /* [width] or NULL */
+  float* out;          /* [width], or NULL: the sum alone */
+} prune_bench_add_norm_params;
+
+/* Where in the text a step is: the same for all blocks. */
+typedef struct prune_bench_decode_place {
+  int64_t position;    /* of this token: how many are cached */
+  const float* cos;    /* [head_dim], rotary tables at this position (arXiv 2104.09864); both or neither */
+  const float* sin;    /* [head_dim] */
+  const float* bias;   /* [heads, position + 1], added to the scores; or NULL */
+  int64_t bias_stride; /* from head to head */
+} prune_bench_decode_place;
+
+/* Attention of one token: its key and value go into the cache at `position`, then softmax(scale q K^T + bias) V over
+ * all that are in it. Query head h reads key-value head h / (heads / kv_heads). */
+typedef struct prune_bench_attend_params {
+  int32_t abi;
+  int32_t isa;
+  int32_t threads;
+  int32_t dtype; /* of the caches: float32, bfloat16 or float16 */
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t head_dim;
+  int64_t capacity;
+  const prune_bench_decode_place* place;
+  const float* query; /* head h at h * query_stride, and so on */
+  const float* key;
+  const float* value;
+  int64_t query_stride;
+  int64_t key_stride;
+  int64_t value_stride;
+  void* keys;   /* [kv_heads, capacity, head_dim] */
+  void* values; /* [kv_heads, capacity, head_dim] */
+  float scale;
+  int32_t reserved;
+  float* scratch; /* [heads, head_dim + capacity] */
+  float* out;     /* [heads, head_dim] */
+} prune_bench_attend_params;
+
+enum prune_bench_activation {
+  PRUNE_BENCH_RELU = 0,
+  PRUNE_BENCH_SILU = 1,
+  PRUNE_BENCH_GELU_TANH = 2,
+  PRUNE_BENCH_GELU = 3
+};
+
+/* out = f(in), or, where `gated`, f(in[:width]) * in[width:]. */
+typedef struct prune_bench_activate_params {
+  int32_t abi;
+  int32_t isa;
+  int32_t kind; /* prune_bench_activation */
+  int32_t gated;
+  int64_t width;
+  const float* in;
+  float* out; /* [width]; may be `in` */
+} prune_bench_activate_params;
+
+enum prune_bench_step_kind {
+  PRUNE_BENCH_STEP_BITMAP_MATMUL = 0,
+  PRUNE_BENCH_STEP_DENSE_MATMUL = 1,
+  PRUNE_BENCH_STEP_ADD_NORM = 2,
+  PRUNE_BENCH_STEP_ATTEND = 3,
+  PRUNE_BENCH_STEP_ACTIVATE = 4
+};
+
+typedef struct prune_bench_step {
+  int32_t kind; /* prune_bench_step_kind */
+  int32_t reserved;
+  const void* params; /* of that kind */
+} prune_bench_step;
+
+/* CPU. Each returns a prune_bench_status; any thread count gives the same bits. `run` does steps in their order;
+ * *failed is the first that did not succeed, whose status is returned, or -1. */
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_add_norm(const prune_bench_add_norm_params* params);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_attend(const prune_bench_attend_params* params);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_activate(const prune_bench_activate_params* params);
+PRUNE_BENCH_EXPORT int32_t prune_bench_cpu_run(int32_t abi, const prune_bench_step* steps, int64_t count,
+                                               int64_t* failed);
 
 /* Both. The project's version, the ABI number, and one line in English for a status. */
 PRUNE_BENCH_EXPORT const char* prune_bench_version(void);

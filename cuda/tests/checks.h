@@ -16,3 +16,4 @@ inline void expect(bool good, const std::string& what) {
 
 void products();      // test_products.cpp
 void gpu_products();  // test_gpu_products.cpp
+void decode_steps();  // test_decode.cpp

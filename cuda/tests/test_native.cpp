@@ -312,6 +312,7 @@ void a_forked_child_computes() {}  // the thread sanitizer does not follow threa
 int main() {
   products();
   gpu_products();
+  decode_steps();
   every_variant_gives_the_plain_bits();
   bad_parameters_are_named();
   callers_do_not_disturb_each_other();

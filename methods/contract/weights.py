@@ -59,6 +59,7 @@ class WeightContract(Setting):
         expected = [(index, name) for index in range(dense.shape.blocks) for name in matrices]
         assert [(matrix.block, matrix.name) for matrix in report.matrices] == expected
         for matrix in report.matrices:
+            assert matrix.heldout_error is not None, f"{matrix.name}: no error on held-out text"
             for error in (matrix.calibration_error, matrix.heldout_error):
                 assert error is None or (error >= 0 and math.isfinite(error)), f"{matrix.name}: error {error}"
         assert all(seconds >= 0 for seconds in report.seconds.values())

@@ -90,13 +90,17 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, scale: float) -> Tensor:
-    """Causal attention: softmax(scale · Q Kᵀ + bias) V, over cached tokens too where ``arguments`` has a cache.
+    """Causal attention: softmax(scale · Q Kᵀ + bias) V, over cached tokens too where ``arguments`` has a cache,
+    within each text alone where it has a packing.
 
     ``query`` [batch, heads, length, head_dim]; ``key`` and ``value`` may have fewer heads, each serving a
     group of query heads. The bias is additive and holds the causal mask, or is None for plain causal.
     Returns [batch, length, heads · head_dim].
     """
     bias = arguments.bias
+    if arguments.packing is not None:
+        query, key, value = (arguments.packing.apart(x) for x in (query, key, value))
+        return arguments.packing.together(attention(query, key, value, Arguments(bias=bias), scale))
     if arguments.cache is not None:
         key, value = arguments.cache.extend(key, value)
         if query.shape[2] == 1:

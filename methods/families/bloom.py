@@ -167,7 +167,7 @@ class Bloom:
             return norm(block, FEEDFORWARD_NORM, carry[0])
 
         def expand(block: Block, carry: Carry, inputs: Tensor, _: Arguments) -> Carry:
-            inner = base.ACTIVATIONS["gelu_pytorch_tanh"](base.linear(block, EXPAND, inputs))
+            inner = base.ACTIVATIONS[self.activation(config)](base.linear(block, EXPAND, inputs))
             return inputs if after_norm else carry[0], inner
 
         def contract(block: Block, carry: Carry, inputs: Tensor, _: Arguments) -> Carry:
@@ -225,3 +225,7 @@ class Bloom:
     def head_bias(self, outer: OuterTensors, config: Mapping[str, Any]) -> Tensor | None:  # noqa: ARG002 - the contract
         """None: the published head has no bias."""
         return None
+
+    def activation(self, config: Mapping[str, Any]) -> str:  # noqa: ARG002 - for families whose config names it
+        """Fixed."""
+        return "gelu_pytorch_tanh"

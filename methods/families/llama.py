@@ -106,6 +106,10 @@ class Llama:
         """``rms_norm_eps``."""
         return Fields(self.name, config).positive("rms_norm_eps", default=1e-6)
 
+    def activation(self, config: Mapping[str, Any]) -> str:
+        """``hidden_act``."""
+        return str(config.get("hidden_act") or "silu")
+
     def _rope(self, config: Mapping[str, Any], shape: ModelShape) -> Rope:
         return Rope.read(Fields(self.name, config), shape.head_dim, shape.positions)
 
@@ -153,7 +157,7 @@ class Llama:
     def stages(self, config: Mapping[str, Any]) -> tuple[Stage, ...]:
         """q, k, v | o | gate, up | down."""
         shape, eps = self.shape(config), self.norm_eps(config)
-        activation = base.ACTIVATIONS[str(config.get("hidden_act") or "silu")]
+        activation = base.ACTIVATIONS[self.activation(config)]
 
         def attention_input(block: Block, carry: Carry, _: Arguments) -> Tensor:
             return rms_norm(carry[0], block[ATTENTION_NORM], eps)

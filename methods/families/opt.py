@@ -140,7 +140,7 @@ class OPT:
         """q, k, v | out | fc1 | fc2."""
         shape = self.shape(config)
         post = shape.post_norm
-        activation = base.ACTIVATIONS[str(config.get("activation_function") or "relu")]
+        activation = base.ACTIVATIONS[self.activation(config)]
 
         def attention_input(block: Block, carry: Carry, _: Arguments) -> Tensor:
             return carry[0] if post else _norm(block, ATTENTION_NORM, carry[0])
@@ -249,3 +249,7 @@ class OPT:
     def norm_eps(self, config: Mapping[str, Any]) -> float:  # noqa: ARG002 - for families whose epsilon is in it
         """Fixed."""
         return EPS
+
+    def activation(self, config: Mapping[str, Any]) -> str:
+        """``activation_function``."""
+        return str(config.get("activation_function") or "relu")

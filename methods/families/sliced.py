@@ -218,6 +218,10 @@ class Sliced:
         """The base model's."""
         return self.base.norm_eps(self._base_config(config))
 
+    def activation(self, config: Mapping[str, Any]) -> str:
+        """The base model's."""
+        return self.base.activation(self._base_config(config))
+
     def _base_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {**config, "model_type": self.base.name, "tie_word_embeddings": False}
 

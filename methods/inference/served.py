@@ -25,7 +25,6 @@ from methods.stream.source import CheckpointSource
 
 __all__ = ["Served", "serve", "serve_model"]
 
-Product = Callable[[Tensor], Tensor]
 
 _FEW = 4
 """Tokens up to which our dense product is a choice: it reads weights faster, a GEMM computes faster."""
@@ -40,6 +39,16 @@ class DenseLinear:
         self.own: DenseProduct | None = None
 
     @property
+    def rows(self) -> int:
+        """Outputs."""
+        return self.weight.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Inputs."""
+        return self.weight.shape[1]
+
+    @property
     def eligible(self) -> bool:
         """Whether our product can serve at all."""
         return self.weight.device.type == "cpu" and self.weight.dtype in DTYPE_IDS
@@ -49,6 +58,9 @@ class DenseLinear:
         if self.own is not None and x.shape[-2] <= _FEW:
             return self.own(x)
         return functional.linear(x, self.weight, self.bias)
+
+
+Product = DenseLinear | BitmapProduct
 
 
 class Joined(ServedBlock):
@@ -64,6 +76,10 @@ class Joined(ServedBlock):
         ends = [sum(rows[: index + 1]) for index in range(len(rows))]
         places = tuple((name, end - count, end) for name, end, count in zip(names, ends, rows, strict=True))
         self._products[names[0]] = (product, places)
+
+    def product(self, name: str) -> Product:
+        """The product that computes the linear ``name``, the first of its stage, and those joined to it."""
+        return self._products[name][0]
 
     def products(self) -> Iterator[Product]:
         """Every product."""
@@ -142,16 +158,19 @@ def serve(
     format: str = "dense",  # noqa: A002
     keep: int = 0,
     group: int = 0,
+    tune: bool = True,
 ) -> Served:
     """The model of ``source`` with linears as ``format`` says: ``dense``, or as ``methods.inference.swap`` has them.
 
-    Blocks are packed as they are read, so that the model never lies in memory twice. Raises as ``swap`` does.
+    ``tune``: give dense products of few tokens to the faster of torch's kernel and ours, timed here; without it torch
+    computes all of them, so that results do not depend on a timing. Blocks are packed as they are read, so that the model
+    never lies in memory twice. Raises as ``swap`` does.
     """
     outer = {
         name: source.raw_outer(name).to(device=source.device, dtype=source.dtype, copy=True)
         for name in source.family.outer_tensors(source.shape)
     }
-    return _served(source, outer, source.block, format=format, keep=keep, group=group)
+    return _served(source, outer, source.block, format=format, keep=keep, group=group, tune=tune)
 
 
 def serve_model(model: nn.Module, source: CheckpointSource) -> Served:
@@ -178,6 +197,7 @@ def _served(
     format: str = "dense",  # noqa: A002
     keep: int = 0,
     group: int = 0,
+    tune: bool = True,
 ) -> Served:
     family, config, shape = source.family, source.config, source.shape
     stages = [stage.linears for stage in family.stages(config)]
@@ -211,7 +231,8 @@ def _served(
         blocks.append(made)
     held = Outer(outer)
     head = DenseLinear(family.head(held, config), family.head_bias(held, config))
-    kernels = _choose([*(product for block in blocks for product in block.products()), head], source.dtype)
+    products: list[Product] = [*(product for block in blocks for product in block.products()), head]
+    kernels = _choose(products, source.dtype) if tune else {}
     return Served(family, config, shape, source.dtype, source.device, held, blocks, head, swap, kernels)
 
 

@@ -18,7 +18,7 @@ from methods.kernels._structs import ObsSweepParams
 
 __all__ = ["ABI", "ISA_IDS", "Library", "ObsSweepParams", "cpu_has_isa", "load"]
 
-ABI = 3
+ABI = 4
 ISA_IDS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3, "avx512vbmi2": 4}
 
 

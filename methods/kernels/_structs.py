@@ -5,10 +5,15 @@ from __future__ import annotations
 import ctypes
 
 __all__ = [
+    "ActivateParams",
+    "AddNormParams",
+    "AttendParams",
     "BitmapMatmulParams",
     "BitmapPackParams",
     "BitmapStruct",
     "BitmapUnpackParams",
+    "DecodePlace",
+    "DecodeStep",
     "DenseMatmulParams",
     "ObsSweepParams",
 ]
@@ -136,3 +141,81 @@ class BitmapUnpackParams(ctypes.Structure):
         ("weight", BitmapStruct),
         ("dense", ctypes.c_void_p),
     )
+
+
+class AddNormParams(ctypes.Structure):
+    """``prune_bench_add_norm_params``."""
+
+    _fields_ = (
+        ("abi", ctypes.c_int32),
+        ("isa", ctypes.c_int32),
+        ("centred", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("width", ctypes.c_int64),
+        ("divisor", ctypes.c_int64),
+        ("hidden", ctypes.c_void_p),
+        ("update", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class DecodePlace(ctypes.Structure):
+    """``prune_bench_decode_place``."""
+
+    _fields_ = (
+        ("position", ctypes.c_int64),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("bias_stride", ctypes.c_int64),
+    )
+
+
+class AttendParams(ctypes.Structure):
+    """``prune_bench_attend_params``."""
+
+    _fields_ = (
+        ("abi", ctypes.c_int32),
+        ("isa", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("capacity", ctypes.c_int64),
+        ("place", ctypes.c_void_p),
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("query_stride", ctypes.c_int64),
+        ("key_stride", ctypes.c_int64),
+        ("value_stride", ctypes.c_int64),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        ("reserved", ctypes.c_int32),
+        ("scratch", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class ActivateParams(ctypes.Structure):
+    """``prune_bench_activate_params``."""
+
+    _fields_ = (
+        ("abi", ctypes.c_int32),
+        ("isa", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
+        ("gated", ctypes.c_int32),
+        ("width", ctypes.c_int64),
+        ("in_", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class DecodeStep(ctypes.Structure):
+    """``prune_bench_step``."""
+
+    _fields_ = (("kind", ctypes.c_int32), ("reserved", ctypes.c_int32), ("params", ctypes.c_void_p))

@@ -75,6 +75,23 @@ class _Product:
             self._library.expect(status, f"product of {self.rows} x {self.columns} weights")
         return y if x.dtype == torch.float32 else y.to(x.dtype)
 
+    def bound(self, x: Tensor, y: Tensor, threads: int) -> ctypes.Structure | None:
+        """The native call with ``x`` [columns] and ``y`` [rows], float32 vectors of its own, for ``decode.Program``.
+
+        None where the operator serves. The tensors must outlive it.
+        """
+        if self._template is None:
+            return None
+        for name, tensor, size in (("x", x, self.columns), ("y", y, self.rows)):
+            if tensor.dtype != torch.float32 or tuple(tensor.shape) != (size,) or not tensor.is_contiguous():
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {tuple(tensor.shape)}: pass contiguous float32 ({size},)"
+                )
+        params: ctypes.Structure = self._kind.from_buffer_copy(self._template)
+        params.threads, params.tokens = threads, 1
+        params.x, params.y = x.data_ptr() or None, y.data_ptr() or None
+        return params
+
 
 class BitmapProduct(_Product):
     """The product of a packed weight; holds its parts, not a copy."""

@@ -35,6 +35,7 @@ from methods.recover.gradual import stage_targets, steps_of_stages
 from methods.recover.masked import Places, check_zeros, places_of
 from methods.recover.training import Trained, Training, train
 from methods.selection import EVERYTHING, Selection
+from methods.stream.errors import heldout_errors
 from methods.stream.sink import BlockFolder, write_json
 from methods.stream.source import CheckpointSource
 from methods.stream.stopwatch import Stopwatch
@@ -284,11 +285,23 @@ class _Schedule:
         return trained
 
     def _report(self, last: PruneReport, targets: tuple[Target, ...]) -> PruneReport:
-        """The last stage's matrices, every stage's cost. Layer errors are those before training, so none is given."""
+        """The last stage's matrices, every stage's cost; held-out errors are those of the trained weights."""
         seconds = {**self.seconds, "recover": sum(trained.seconds for trained in self.trained)}
+        errors = self._errors()
         return PruneReport(
-            tuple(replace(matrix, calibration_error=None, heldout_error=None) for matrix in last.matrices),
-            {**seconds, **self.clock.seconds},
+            tuple(
+                replace(
+                    matrix,
+                    calibration_error=None,
+                    heldout_error=errors.get((matrix.block, matrix.name)),
+                )
+                for matrix in last.matrices
+            ),
+            {
+                **seconds,
+                **self.clock.seconds,
+                "error": seconds.get("error", 0.0) + self.clock.seconds.get("error", 0.0),
+            },
             tuple(self.warnings),
             last.resumed_blocks,
             last.outside,
@@ -305,6 +318,16 @@ class _Schedule:
                 resumed=self.resumed or any(trained.resumed for trained in self.trained),
             ),
         )
+
+    def _errors(self) -> dict[tuple[int, str], float | None]:
+        """Against the dense model, on held-out text. None for sliced models: their inputs lie in another basis."""
+        if not isinstance(self.sink, BlockFolder):
+            return {}
+        result = _under(self.source, self.sink.folder, self.source.dtype)
+        if result.shape != self.source.shape:
+            return {}
+        with self.clock("error"):
+            return heldout_errors(self.source, result, self.calibration.heldout, self.run)
 
     def _finished(self, folder: Path) -> bool:
         return self._same(folder / "trained.json")

@@ -353,16 +353,18 @@ class _Error:
 
     def __init__(self) -> None:
         self._change = self._whole = 0.0
+        self._added = False
 
     def add(self, expected: Tensor, found: Tensor) -> None:
+        self._added = self._added or expected.numel() > 0
         self._change += float((expected - found).square_().sum(dtype=torch.float64))
         self._whole += float(expected.square().sum(dtype=torch.float64))
 
     def relative(self) -> float | None:
-        """None where nothing was added."""
+        """None where nothing was added, 0 where outputs are zero and stay so."""
         if self._whole > 0:
             return self._change / self._whole
-        return None if self._change == 0 else float("inf")
+        return None if not self._added else 0.0 if self._change == 0 else float("inf")
 
 
 def _phase(part: Part) -> str:

@@ -23,6 +23,7 @@ from methods.interface import (
 from methods.layerwise.rule import Solution
 from methods.moments import Moments, Statistic
 from methods.quantise.stored import grid_tensors
+from methods.stream.errors import OutputErrors
 from methods.stream.heap import give_back
 from methods.stream.resume import ResumePoint
 from methods.stream.stopwatch import Stopwatch
@@ -34,8 +35,6 @@ SCHEDULES = ("sequential", "blockwise")
 
 Solver = Callable[[int, Matrix, Tensor, Moments | None, torch.dtype], Solution]
 """(block, matrix, weight [rows, columns] float32 that may be overwritten, moments, stored dtype) to a solution."""
-
-_PIECE = 2048
 
 
 @dataclass(slots=True)
@@ -214,15 +213,15 @@ class _Walk:
                     errors.add(self.states.inputs(block, part, stage.number))
             self._report_errors(first, errors)
 
-    def _errors(self, stage: _Stage, raw: Block, pruned: Block) -> _OutputErrors:
+    def _errors(self, stage: _Stage, raw: Block, pruned: Block) -> OutputErrors:
         pairs = []
         for matrix in stage.matrices:
             name = f"{matrix.name}.weight"
             dense = raw[name].to(device=self.source.device, dtype=torch.float32)
             pairs.append((dense, dense - pruned[name].float()))
-        return _OutputErrors(pairs)
+        return OutputErrors(pairs)
 
-    def _report_errors(self, first: int, errors: _OutputErrors) -> None:
+    def _report_errors(self, first: int, errors: OutputErrors) -> None:
         for offset, error in enumerate(errors.relative()):
             report = self.reports[first + offset]
             fields = {name: getattr(report, name) for name in MatrixReport.__slots__}
@@ -232,29 +231,6 @@ class _Walk:
 def _phase(part: Part) -> str:
     """Under which name a batch's forward pass is timed: held-out text serves the error figures only."""
     return "forward" if part.counted else "error"
-
-
-class _OutputErrors:
-    """Relative squared output error of several matrices that read the same inputs."""
-
-    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        self._pairs = pairs
-        self._sums = [[0.0, 0.0] for _ in pairs]
-
-    def add(self, inputs: Tensor) -> None:
-        """Add a batch of inputs [..., columns]."""
-        for piece in inputs.reshape(-1, inputs.shape[-1]).split(_PIECE):
-            wide = piece.float()
-            for sums, (dense, change) in zip(self._sums, self._pairs, strict=True):
-                sums[0] += float((wide @ change.T).square_().sum(dtype=torch.float64))
-                sums[1] += float((wide @ dense.T).square_().sum(dtype=torch.float64))
-
-    def relative(self) -> list[float | None]:
-        """|X ΔWᵀ|² / |X Wᵀ|² of each matrix; None where nothing was added."""
-        return [
-            change / whole if whole > 0 else (None if change == 0 else float("inf"))
-            for change, whole in self._sums
-        ]
 
 
 @torch.no_grad()

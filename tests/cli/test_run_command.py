@@ -100,7 +100,7 @@ def test_exit_codes(
 
 
 def test_every_cell_refused_is_a_failure(bench: Any, runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.plan.resources.free_memory", lambda device: 1000)
+    monkeypatch.setattr("bench.plan.capacity.free_memory", lambda device: 1000)
     result = bench(*RUN, "--quiet")
     assert result.code == 1
     plan, _, _ = runner.calls[0]

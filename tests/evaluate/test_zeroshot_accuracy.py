@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
+from safetensors.torch import load_file, save_file
 from saved_models import saved_with_tokenizer
 
+from bench.evaluate.zeroshot.accuracy import Accuracies, accuracies
 from bench.plan.cells import expand
 from bench.plan.observer import GridObserver
 from bench.plan.settings import gather
@@ -24,7 +26,9 @@ from bench.results.segments import Store
 from bench.results.values import load_values
 from bench.run.grid import Outcome, execute
 from methods.errors import DataUnavailable, UnsupportedModel
+from methods.inference.served import serve
 from methods.interface import Silent
+from methods.stream.source import CheckpointSource
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
 
@@ -139,6 +143,14 @@ def _by_hand(model: Path, data: Path, limit: int | None) -> dict[str, Any]:
     return {"piqa": found["results"]["by_hand_piqa"], "arc_easy": found["results"]["by_hand_arc"]}
 
 
+def _scored(
+    model: Path, tokenizer: Any = None, tasks: tuple[str, ...] = ("piqa",), **more: Any
+) -> Accuracies:
+    options = {"context": 256, "batch_tokens": 2048, "observer": Silent(), **more}
+    served = serve(CheckpointSource(model), tune=False)
+    return accuracies(served, tokenizer or byte_tokenizer(), tasks, **options)
+
+
 def _records(out: Path) -> dict[tuple[str, str], Record]:
     return {(record.method, record.phase): record for record in Store(out).records()}
 
@@ -192,6 +204,27 @@ def test_a_sliced_model_is_scored_by_its_own_head(tmp_path: Path, data: Path) ->
     )
 
 
+def test_packed_linears_answer_as_dense_ones_and_are_another_figure(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    common = {"pattern": "unstructured,2:4", "tasks": "piqa,winogrande"}
+    assert _run(tmp_path, model, data, **common) == Outcome(done=3)
+    dense = {record.target: record for record in Store(tmp_path).records() if record.phase == "zeroshot"}
+    assert _run(tmp_path, model, data, packed=True, **common) == Outcome(done=2, cached=1)
+    packed = {record.target: record for record in Store(tmp_path).records() if record.phase == "zeroshot"}
+    assert {target: record.provenance["format"] for target, record in packed.items()} == {
+        "0%": "dense",
+        "50%": "bitmap",
+        "2:4": "nm",
+    }
+    for target, record in packed.items():
+        assert (
+            load_values(tmp_path, record.values).keys() == load_values(tmp_path, dense[target].values).keys()
+        )
+        for name, values in load_values(tmp_path, record.values).items():
+            assert (values == load_values(tmp_path, dense[target].values)[name]).all()
+
+
 def test_reruns_repeat_nothing_and_more_tasks_repeat_no_other_phase(
     tmp_path: Path, model: Path, data: Path
 ) -> None:
@@ -213,41 +246,117 @@ def test_missing_data_fail_the_cell_naming_the_file(tmp_path: Path, model: Path,
 
 
 def test_data_of_another_form_are_named(tmp_path: Path, model: Path) -> None:
-    from bench.evaluate.zeroshot.accuracy import accuracies
-    from methods.inference.assemble import assemble
-    from methods.stream.source import CheckpointSource
-
     path = tmp_path / "tasks" / "piqa" / "validation.jsonl"
     path.parent.mkdir(parents=True)
-    whole = assemble(CheckpointSource(model))
     for text in ('{"aim": "x"}\n', "not json\n", ""):
         path.write_text(text)
         with pytest.raises(DataUnavailable, match=r"validation\.jsonl cannot be read as piqa") as caught:
-            accuracies(whole, byte_tokenizer(), ["piqa"], context=256, observer=Silent(), data_dir=tmp_path)
+            _scored(model, data_dir=tmp_path)
         assert "\n" not in str(caught.value)
 
 
 def test_a_short_context_cuts_texts_and_says_so(model: Path, data: Path) -> None:
-    from bench.evaluate.zeroshot.accuracy import accuracies
-    from methods.inference.assemble import assemble
-    from methods.stream.source import CheckpointSource
-
-    whole = assemble(CheckpointSource(model))
     tokenizer = byte_tokenizer()
-    scored = accuracies(whole, tokenizer, ["piqa"], context=24, observer=Silent(), data_dir=data)
+    scored = _scored(model, tokenizer, context=24, data_dir=data)
     assert scored.requests == 18 and 0 < scored.cut <= 18
     assert tokenizer.pad_token is None, "the caller's tokenizer stays as it was"
     with pytest.raises(UnsupportedModel, match="exceeds this model's context of 4"):
-        accuracies(whole, tokenizer, ["piqa"], context=4, observer=Silent(), data_dir=data)
+        _scored(model, tokenizer, context=4, data_dir=data)
+
+
+def test_suites_are_averaged_and_never_without_a_task_under_the_same_name(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    out = tmp_path / "out"
+    assert _run(out, model, data, methods="dense", tasks="suite:slicegpt,winogrande", shots="0") == Outcome(
+        done=1
+    )
+    record = _records(out)["dense", "zeroshot"]
+    assert record.protocol == "zeroshot/suite:slicegpt,winogrande"
+    names = {metric.name: metric.value for metric in record.metrics}
+    had = ("acc_norm/piqa", "acc/winogrande", "acc_norm/arc_easy")
+    assert names["acc_avg_partial/slicegpt"] == pytest.approx(math.fsum(names[name] or 0 for name in had) / 3)
+    errors = [names[name.replace("/", "_stderr/")] or 0 for name in had]
+    assert names["acc_avg_partial_stderr/slicegpt"] == pytest.approx(math.hypot(*errors) / 3)
+    assert "acc_avg/slicegpt" not in names, "a partial mean is no mean of the suite"
+    facts: Any = record.provenance["suites"]
+    assert facts["slicegpt"]["partial"] and set(facts["slicegpt"]["missing"]) == {
+        "hellaswag",
+        "arc_challenge",
+    }
+    assert any("hellaswag/validation.jsonl is not there" in warning for warning in record.warnings)
+    whole = tmp_path / "whole"
+    for task, split in (("piqa", "validation"), ("arc_easy", "test"), ("winogrande", "validation")):
+        for name in {"piqa": ("piqa", "hellaswag"), "arc_easy": ("arc_easy", "arc_challenge")}.get(
+            task, (task,)
+        ):
+            path = whole / "tasks" / name / f"{'validation' if name == 'hellaswag' else split}.jsonl"
+            path.parent.mkdir(parents=True)
+            path.write_text((data / "tasks" / task / f"{split}.jsonl").read_text())
+    swag = {"ind": 1, "activity_label": "A", "ctx_a": "a", "ctx_b": "b", "ctx": "a b", "label": "1"}
+    rows = [{**swag, "endings": [word, *_WORDS[:3]]} for word in _WORDS[3:]]
+    path = whole / "tasks" / "hellaswag" / "validation.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert _run(out, model, whole, methods="dense", tasks="suite:slicegpt,winogrande") == Outcome(done=1)
+    record = _records(out)["dense", "zeroshot"]
+    assert record.metric("acc_avg/slicegpt") is not None and record.metric("acc_avg_partial/slicegpt") is None
+    assert record.metric("tokens_computed") < record.metric("tokens")  # type: ignore[operator]
+
+
+def test_shots_stand_in_front_and_are_refused_without_a_split(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    assert _run(tmp_path / "out", model, data, methods="dense", tasks="piqa", shots="2").failed == 1
+    (record,) = Store(tmp_path / "out").records()
+    assert "piqa/train.jsonl is not there, and --shots 2 draws from it" in record.reason
+    folder = tmp_path / "data" / "tasks" / "piqa"
+    folder.mkdir(parents=True)
+    (folder / "validation.jsonl").write_text((data / "tasks" / "piqa" / "validation.jsonl").read_text())
+    none = _scored(model, data_dir=tmp_path / "data")
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows("piqa", 5, 9)))
+    two = _scored(model, data_dir=tmp_path / "data", shots=2)
+    assert two.tokens > 2 * none.tokens and two.requests == none.requests
+    again = _scored(model, data_dir=tmp_path / "data", shots=2)
+    assert (
+        again.items["piqa"]["acc_norm"] == two.items["piqa"]["acc_norm"]
+    ).all() and again.tokens == two.tokens
+    assert _scored(model, data_dir=tmp_path / "data").tokens == none.tokens
+
+
+def test_a_model_of_nans_has_no_accuracy(tmp_path: Path, data: Path) -> None:
+    folder = saved_with_tokenizer(tmp_path / "model", "llama", max_position_embeddings=256)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][:] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert _run(tmp_path / "out", folder, data, methods="dense", tasks="piqa,winogrande") == Outcome(done=1)
+    record = _records(tmp_path / "out")["dense", "zeroshot"]
+    for name in ("acc/piqa", "acc_norm/piqa", "acc/winogrande", "acc_stderr/piqa"):
+        assert math.isnan(record.metric(name) or 0)
+    assert any("log-likelihoods of 9 of 9 items are not finite" in warning for warning in record.warnings)
+
+
+def test_the_packaged_tasks_are_the_default_of_packaged_models(tmp_path: Path, data: Path) -> None:
+    settings = gather(
+        {"models": "nano-llama", "methods": "dense", "evaluations": "zeroshot", "limit": "60", "threads": "1"}
+    )
+    assert execute(expand(settings), tmp_path, _Watcher()) == Outcome(done=1)
+    record = _records(tmp_path)["dense", "zeroshot"]
+    assert record.protocol == "zeroshot/kjv_continuation,kjv_last_word@limit=60"
+    assert (record.metric("acc/kjv_continuation") or 0) > 0.3, "four choices: guessing gives a quarter"
+    assert (record.metric("acc/kjv_last_word") or 0) > 0.05
+    facts: Any = record.provenance["tasks"]
+    assert facts["kjv_last_word"]["source"] == "packaged" and facts["kjv_last_word"]["split"] == "test"
 
 
 def test_official_data(tmp_path: Path, model: Path, data_dir: Path) -> None:
     """The real files of every default task go through the harness's own configs."""
-    from bench.plan.settings import TASKS
+    from bench.plan.suites import STANDARD
 
-    outcome = _run(tmp_path, model, data_dir, methods="dense", tasks=",".join(TASKS), limit="4", text="kjv")
+    outcome = _run(
+        tmp_path, model, data_dir, methods="dense", tasks=",".join(STANDARD), limit="4", text="kjv"
+    )
     assert outcome == Outcome(done=1)
     record = _records(tmp_path)["dense", "zeroshot"]
-    for task in TASKS:
+    for task in STANDARD:
         assert (record.metric(f"acc/{task}") or 0) * 4 in range(5)
         assert not math.isnan(record.metric(f"acc_stderr/{task}") or 0)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.evaluate.zeroshot.tasks import check, data_digest, find, split_files
-from bench.plan.settings import TASKS
+from bench.evaluate.zeroshot.tasks import check, data_digest, few_shot_split, find, packaged, split_files
+from bench.plan.suites import KJV, STANDARD, SUITES, expand, tasks_of
 from methods.errors import DataUnavailable, UserError
 
 
@@ -21,9 +21,9 @@ def _touch(data: Path, task: str, split: str, text: str = "{}\n") -> Path:
 
 
 def test_the_default_tasks_are_found_with_the_split_they_are_scored_on() -> None:
-    splits = {name: find(name).split for name in TASKS}
-    test = {"arc_easy", "arc_challenge", "openbookqa"}
-    assert splits == {name: "test" if name in test else "validation" for name in TASKS}
+    splits = {name: find(name).split for name in STANDARD}
+    test = {"arc_easy", "arc_challenge", "openbookqa", "lambada_openai", "sciq"}
+    assert splits == {name: "test" if name in test else "validation" for name in STANDARD}
     assert find("arc_challenge").values["dataset_path"] == "allenai/ai2_arc", "includes are merged"
 
 
@@ -70,3 +70,36 @@ def test_the_digest_follows_the_scored_items_alone(tmp_path: Path) -> None:
     assert data_digest(["piqa"], str(tmp_path)) == first
     _touch(tmp_path, "piqa", "validation", "three\n")
     assert data_digest(["piqa"], str(tmp_path)) != first
+
+
+def test_suites_are_what_the_papers_average_and_unknown_ones_are_named() -> None:
+    assert expand(["suite:wanda", "piqa", "suite:mixed"]) == (("piqa",), (SUITES["mixed"], SUITES["wanda"]))
+    assert {len(suite.tasks) for suite in SUITES.values()} == {4, 5, 7}
+    known = [task for task in tasks_of([f"suite:{name}" for name in SUITES]) if task != "storycloze"]
+    assert [find(task).name for task in known] == known
+    with pytest.raises(UserError, match=r"'suite:wandaa' is no suite; .*did you mean 'wanda'"):
+        check(["suite:wandaa"])
+
+
+def test_absent_tasks_of_a_suite_are_part_of_the_digest_and_single_ones_are_an_error(tmp_path: Path) -> None:
+    for task in ("arc_challenge",):
+        _touch(tmp_path, task, "test")
+    before = data_digest(["suite:mixed"], str(tmp_path))
+    _touch(tmp_path, "piqa", "validation")
+    assert data_digest(["suite:mixed"], str(tmp_path)) != before
+    with pytest.raises(DataUnavailable, match=r"hellaswag/validation\.jsonl is not there"):
+        data_digest(["hellaswag", "suite:mixed"], str(tmp_path))
+
+
+def test_shots_need_a_split_of_their_own(tmp_path: Path) -> None:
+    _touch(tmp_path, "piqa", "validation")
+    with pytest.raises(DataUnavailable, match=r"piqa/train\.jsonl is not there, and --shots 2 draws from it"):
+        few_shot_split(find("piqa"), tmp_path, 2)
+    with pytest.raises(DataUnavailable, match="lambada_openai has no split to draw 2 shots from"):
+        few_shot_split(find("lambada_openai"), None, 2)
+    before = data_digest(["piqa"], str(tmp_path))
+    _touch(tmp_path, "piqa", "train")
+    assert few_shot_split(find("piqa"), tmp_path, 2) == "train"
+    assert data_digest(["piqa"], str(tmp_path)) == before != data_digest(["piqa"], str(tmp_path), 2)
+    assert [few_shot_split(find(name), tmp_path, 2) for name in KJV] == ["validation"] * 2
+    assert all(packaged(find(name)) for name in KJV)

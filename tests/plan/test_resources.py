@@ -12,18 +12,9 @@ from fake_llmcompressor import interpreter_at
 from sample_records import record
 
 from bench.models.registry import entries
+from bench.plan.capacity import Machine, existing, free_memory, machine, measured_rate
 from bench.plan.cells import Cell, Plan, expand
-from bench.plan.resources import (
-    Estimate,
-    Machine,
-    estimate,
-    existing,
-    fit,
-    free_memory,
-    machine,
-    measured_rate,
-    needs,
-)
+from bench.plan.resources import Estimate, estimate, fit, needs
 from bench.plan.settings import gather
 from bench.plan.stored import stored
 from bench.results.segments import Store

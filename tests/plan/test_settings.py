@@ -54,9 +54,12 @@ length: 512
 protocol: lab
 text: ptb
 windows: 0
+eval-length: 128
 eval: perplexity
-tasks: [piqa, rte]
+tasks: [piqa, suite:wanda]
 limit: 50
+shots: 2
+packed: true
 device: cpu
 dtype: bfloat16
 hessian_dtype: float64
@@ -68,6 +71,10 @@ save: true
 save-as: [dense, bitmap]
 out: results
 data-dir: texts
+wandb: offline
+wandb-project: pruning
+wandb_entity: team
+wandb-tags: [nightly, main]
 yes: true
 force: false
 dry-run: true
@@ -96,7 +103,8 @@ json: true
     ]
     assert settings.bits == ("none", "4") and settings.layers == "blocks=0-3,only=mlp"
     assert settings.windows == 0
-    assert (settings.tasks, settings.limit) == (("piqa", "rte"), 50)
+    assert (settings.tasks, settings.limit, settings.shots) == (("piqa", "suite:wanda"), 50, 2)
+    assert settings.packed
     assert settings.hidden_budget == 500_000_000
     assert settings.assignments == (
         ("magnitude", "reference", "false"),
@@ -109,6 +117,8 @@ json: true
     assert settings.as_json
     assert not settings.force
     assert settings.data_dir == Path("texts")
+    assert (settings.wandb, settings.wandb_project, settings.wandb_entity) == ("offline", "pruning", "team")
+    assert settings.wandb_tags == ("nightly", "main")
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

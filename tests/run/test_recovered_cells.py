@@ -113,7 +113,7 @@ def test_one_run_compares_them_with_their_cost(whole: Path, model: Path) -> None
         assert record.metric("prune_time") == pytest.approx(
             sum(record.seconds.get(phase, 0.0) for phase in ("allocate", "forward", "moments", "solve"))
         )
-        assert record.metric("heldout_error") is None
+        assert (record.metric("heldout_error") or 0) > 0
         facts = record.provenance["recovery"]
         assert len(facts["targets"]) == len(facts["best_steps"]) == (2 if name[0] == "2" else 1)
         assert (record.metric("peak_memory") or 0) > 0

@@ -18,9 +18,24 @@ from typing import Any
 import yaml
 
 from bench.plan.grammar import nearest, shown
-from methods.errors import DataUnavailable, UserError
+from bench.plan.suites import expand, tasks_of
+from methods.errors import DataUnavailable, PruneBenchError, UserError
 
-__all__ = ["TaskFile", "check", "data_digest", "describe", "find", "split_files"]
+__all__ = [
+    "OURS",
+    "TaskFile",
+    "check",
+    "data_digest",
+    "describe",
+    "few_shot_split",
+    "find",
+    "packaged",
+    "source_of",
+    "split_files",
+]
+
+OURS = Path(__file__).parent.parent / "kjv_tasks"
+"""Folder of the tasks that ship with us."""
 
 _ELSEWHERE = {"boolq": "super_glue/boolq", "copa": "super_glue/copa", "rte": "glue/rte"}
 """Folders that a task's name does not tell."""
@@ -43,15 +58,20 @@ class TaskFile:
         return str(self.values.get("test_split") or self.values.get("validation_split") or "")
 
 
-def check(names: Sequence[str]) -> None:
-    """Raises UserError, one line, for a task that does not exist or whose score is no accuracy."""
-    for name in names:
+def check(words: Sequence[str]) -> None:
+    """Raises UserError, one line, for an unknown suite and a task that does not exist or whose score is no accuracy."""
+    for name in expand(words)[0]:
         find(name)
+
+
+def packaged(task: TaskFile) -> bool:
+    """Whether the task and its items ship with us."""
+    return task.path.parent == OURS
 
 
 def find(name: str) -> TaskFile:
     """The task of that name. Raises UserError with the nearest names where there is none."""
-    path = _likely(name) or _all().get(name)
+    path = _ours().get(name) or _likely(name) or _all().get(name)
     if path is None:
         raise UserError(
             f"--tasks '{shown(name)}' is no task of lm-evaluation-harness{nearest(name, _all())}; "
@@ -73,7 +93,7 @@ def split_files(task: TaskFile, data_dir: Path) -> dict[str, Path]:
     Raises DataUnavailable naming the file that was looked for.
     """
     folder = data_dir / "tasks" / task.name
-    named = {str(task.values[key]) for key in _SPLITS if task.values.get(key)}
+    named = {str(task.values[key]) for key in (*_SPLITS, "fewshot_split") if task.values.get(key)}
     found = {split: folder / f"{split}.jsonl" for split in sorted(named)}
     wanted = found[task.split]
     if not wanted.is_file():
@@ -84,16 +104,53 @@ def split_files(task: TaskFile, data_dir: Path) -> dict[str, Path]:
     return {split: path for split, path in found.items() if path.is_file()}
 
 
-def data_digest(names: Sequence[str], data_dir: str) -> str:
-    """What the scored items of these tasks are: hashes of the local files, or ``hub``. Raises DataUnavailable."""
-    if not data_dir:
+def few_shot_split(task: TaskFile, data_dir: Path | None, shots: int) -> str:
+    """The split that examples are drawn from. Raises DataUnavailable where the task has none, or its file is absent.
+
+    The harness would draw from the very items that are scored.
+    """
+    split = str(task.values.get("fewshot_split") or task.values.get("training_split") or "")
+    if not split:
+        raise DataUnavailable(
+            f"{task.name} has no split to draw {shots} shots from beside the one scored; leave --shots or the task out"
+        )
+    if data_dir is not None and not packaged(task):
+        path = data_dir / "tasks" / task.name / f"{split}.jsonl"
+        if not path.is_file():
+            raise DataUnavailable(
+                f"{path} is not there, and --shots {shots} draws from it; leave --shots out"
+            )
+    return split
+
+
+def data_digest(words: Sequence[str], data_dir: str, shots: int = 0) -> str:
+    """What the items of ``--tasks``, and those that shots are drawn from, are: hashes of the local files, or ``hub``.
+
+    Of a suite's tasks those that are absent are named so. Raises DataUnavailable for a single task whose file is.
+    """
+    single, suites = expand(words)
+    facts: dict[str, str] = {}
+    for name in tasks_of(words):
+        try:
+            task = find(name)
+            facts[name] = source_of(task, data_dir)
+            if shots and data_dir and not packaged(task):
+                split = few_shot_split(task, Path(data_dir), shots)
+                facts[f"{name}/{split}"] = describe(split_files(task, Path(data_dir))[split])
+        except PruneBenchError:
+            if name in single:
+                raise
+            facts[name] = "absent"
+    if not suites and set(facts.values()) == {"hub"}:
         return "hub"
-    facts = {
-        name: describe(split_files(task, Path(data_dir))[task.split])
-        for name in names
-        for task in [find(name)]
-    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source_of(task: TaskFile, data_dir: str) -> str:
+    """``sha256:`` and the digest of the file that a task's items come from, or ``hub``. Raises DataUnavailable."""
+    if packaged(task):
+        return describe(task.path)
+    return describe(split_files(task, Path(data_dir))[task.split]) if data_dir else "hub"
 
 
 def describe(path: Path) -> str:
@@ -130,8 +187,13 @@ def _likely(name: str) -> Path | None:
 
 
 @functools.cache
+def _ours() -> dict[str, Path]:
+    return {path.stem: path for path in OURS.glob("*.yaml")}
+
+
+@functools.cache
 def _all() -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    found: dict[str, Path] = dict(_ours())
     for path in sorted(_root().rglob("*.yaml")):
         name = _name_in(path)
         if name:

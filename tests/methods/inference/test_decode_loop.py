@@ -15,6 +15,7 @@ from methods.inference.assemble import assemble
 from methods.inference.cache import BlockCache
 from methods.inference.decode_loop import Session, forced_logits
 from methods.inference.served import Served, serve, serve_model
+from methods.kernels import decode
 from methods.stream.source import CheckpointSource
 
 _TOKENS = torch.randint(3, 101, (1, 30), generator=torch.Generator().manual_seed(11))
@@ -44,21 +45,45 @@ def test_steps_equal_a_whole_pass_dense_and_packed(tmp_path: Path, name: str, fi
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"),
+    ("family", "changes", "fused"),
     [
-        ("opt", {"enable_bias": False}),
-        ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
-        ("bloom", {"apply_residual_connection_post_layernorm": True}),
-        ("llama", {"attention_bias": True, "mlp_bias": True}),
-        ("llama", {"num_key_value_heads": 1}),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+        ("opt", {"enable_bias": False}, True),
+        ("opt", {"layer_norm_elementwise_affine": False, "activation_function": "gelu"}, True),
+        ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}, False),
+        ("opt", {"activation_function": "tanh"}, False),
+        ("bloom", {}, True),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, False),
+        ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu_new"}, True),
+        ("llama", {"num_key_value_heads": 1, "head_dim": 10}, True),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, True),
     ],
     ids=str,
 )
-def test_every_variant_is_decoded(tmp_path: Path, family: str, changes: dict[str, object]) -> None:
+def test_every_variant_is_decoded(
+    tmp_path: Path, family: str, changes: dict[str, object], fused: bool
+) -> None:
     source = CheckpointSource(saved(tmp_path / "model", family, **changes))
     whole = streamed(source, _TOKENS)[0, 9:]
-    torch.testing.assert_close(_stepped(serve(source), _TOKENS, 10), whole, rtol=0, atol=2e-5)
+    model = serve(source)
+    assert (Session(model, 9)._step is not None) is (fused and decode.available())
+    torch.testing.assert_close(_stepped(model, _TOKENS, 10), whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NANOS)
+def test_a_native_step_is_the_stages(
+    tmp_path: Path, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pruned(name, tmp_path, dtype=dtype)
+    model = serve(source, format="bitmap")
+    fused = _stepped(model, PROMPT, 5)
+    monkeypatch.setattr(decode, "available", lambda: False)
+    by_stages = _stepped(model, PROMPT, 5)
+    allowed = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.02}[dtype]
+    torch.testing.assert_close(fused, by_stages, rtol=0, atol=allowed)
+    exact = streamed(pruned(name, tmp_path / "wide", dtype=torch.float64), PROMPT)[0, 4:]
+    distance = [float((logits.double() - exact).square().mean()) for logits in (fused, by_stages)]
+    assert distance[0] < 1.5 * distance[1] + 1e-9  # float32 between the products, whatever the weights are
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,7 +91,7 @@ def test_sliced_models_are_decoded(tmp_path: Path, family: str) -> None:
     _, source = sliced(saved(tmp_path / "model", family), tmp_path / "sliced")
     whole = streamed(source, _TOKENS)[0, 9:]
     for model in (serve(source), serve_model(assemble(source), source)):
-        torch.testing.assert_close(_stepped(model, _TOKENS, 10), whole, rtol=0, atol=2e-5)
+        torch.testing.assert_close(_stepped(model, _TOKENS, 10), whole, rtol=0, atol=4e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
