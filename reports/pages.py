@@ -94,8 +94,9 @@ def _written(out: Path, loaded: Loaded, destination: Path | None) -> Report:
     return report
 
 
-def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests) -> str:
+def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests | None = None) -> str:
     """The first page: what to take in words, then every group with its tables, verdicts and plots."""
+    judged = judged or {}
     shown = comparison.groups[:MOST_SECTIONS]
     sections = [
         section(index, group, judged.get(group.key, ()), comparison.groups)

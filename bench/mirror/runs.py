@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
 from bench.results.current import current
@@ -241,7 +241,7 @@ def _records_table(records: Sequence[Record], newest: Sequence[Record]) -> Mirro
 
 
 def _matrices_table(matrices: Sequence[MatrixFigures]) -> MirrorTable:
-    columns = tuple(MatrixFigures.model_fields)
+    columns = tuple(field.name for field in fields(MatrixFigures))
     return MirrorTable(
         columns, tuple(tuple(getattr(matrix, name) for name in columns) for matrix in matrices)
     )

@@ -13,7 +13,7 @@ from bench.results.records import Metric, Record
 from reports.comparison import compare as compared
 from reports.load import Loaded
 from reports.markdown import markdown_page
-from reports.pages import render_page
+from reports.pages import render_overview
 from reports.published import beside
 
 SPARSEGPT = {
@@ -190,7 +190,7 @@ def store(**facts: Any) -> list[Record]:
 
 def test_reports_show_both_tables() -> None:
     comparison = compared(store())
-    page = render_page(Loaded(tuple(store()), 0, ()), comparison)
+    page = render_overview(Loaded(tuple(store()), 0, ()), comparison)
     assert "Ours against published, same protocol" in page
     assert "+0.15" in page
     assert "36.85" in page
@@ -203,7 +203,7 @@ def test_reports_show_both_tables() -> None:
         "on the whole text, ours on 64 of 140 windows",
         "our evaluation text: <b>cut</b>",
     )
-    page = render_page(Loaded(tuple(store()), 0, ()), other)
+    page = render_overview(Loaded(tuple(store()), 0, ()), other)
     assert "same protocol" not in page
     assert "&lt;b&gt;cut&lt;/b&gt;" in page
     assert "<b>cut" not in page
@@ -211,7 +211,7 @@ def test_reports_show_both_tables() -> None:
 
 def test_models_without_published_figures_have_no_section() -> None:
     found = [entry.model_copy(update={"model": "nano-opt"}) for entry in store()]
-    assert "Ours against published" not in render_page(Loaded(tuple(found), 0, ()), compared(found))
+    assert "Ours against published" not in render_overview(Loaded(tuple(found), 0, ()), compared(found))
 
 
 def test_alarms_have_a_table_and_hostile_ones_are_shown_as_text() -> None:
@@ -224,7 +224,7 @@ def test_alarms_have_a_table_and_hostile_ones_are_shown_as_text() -> None:
         entry.model_copy(update={"model": "nano-opt", "provenance": {"guards": alarms}}) for entry in store()
     ]
     comparison = compared(found)
-    page = render_page(Loaded(tuple(found), 0, ()), comparison)
+    page = render_overview(Loaded(tuple(found), 0, ()), comparison)
     assert "mlp.down_proj" in page
     assert "layer error jump" in page
     assert "12.50" in page
