@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from bench.results.records import Record
-from bench.results.values import load_values
-from methods.errors import MachineError, StoreError
+from bench.results.values import readable_values
 from reports.statistics import FEWEST_UNITS, Difference, differences
 
 if TYPE_CHECKING:
@@ -70,10 +69,10 @@ class Values:
         if not record.values:
             return "values of single windows were not recorded"
         if record.values not in self._read:
-            try:
-                self._read[record.values] = load_values(self.out, record.values)
-            except (StoreError, MachineError):
-                self._read[record.values] = "the file with the values of single windows is missing or damaged"
+            self._read[record.values] = (
+                readable_values(self.out, record.values)
+                or "the file with the values of single windows is missing or damaged"
+            )
         found = self._read[record.values]
         if isinstance(found, str):
             return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.results.files import fault, replace_file
-from methods.errors import StoreError
+from methods.errors import MachineError, StoreError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,3 +66,11 @@ def load_values(out: Path, name: str) -> dict[str, np.ndarray[Any, Any]]:
         return dict(load(data))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} holds no readable safetensors: {error}") from error
+
+
+def readable_values(out: Path, name: str) -> dict[str, np.ndarray[Any, Any]] | None:
+    """A side file as `load_values` gives it, None where it is missing, altered or cannot be read."""
+    try:
+        return load_values(out, name)
+    except (StoreError, MachineError):
+        return None
