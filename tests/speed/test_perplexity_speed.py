@@ -1,0 +1,73 @@
+"""Perplexity against lm-evaluation-harness and a plain loop of transformers, on the same windows: tokens/s and agreement.
+
+Times are CPU seconds on one thread, which other work on the machine moves less than the clock. `BENCH_SPEED_WINDOWS` sets
+how many windows of 512 tokens; SmolLM2 is measured where `bench pull smollm2-135m` has put it in the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from perplexity_peers import by_harness, by_transformers
+from ratios import on_threads
+
+from bench.evaluate.perplexity import score
+from bench.models.load import resolve, tokenizer
+from bench.plan.machine import batch_tokens
+from bench.text.kjv import documents
+from methods.errors import PruneBenchError
+from methods.inference.assemble import assemble
+from methods.interface import Run
+from methods.stream.source import CheckpointSource
+
+WINDOWS = int(os.environ.get("BENCH_SPEED_WINDOWS", "8"))
+_CACHE = os.environ.get("BENCH_CACHE", "")
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
+@pytest.mark.parametrize("name", ["nano-llama", "smollm2-135m"])
+def test_perplexity(benchmark: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    if not name.startswith("nano"):
+        # the user's own cache, from before the suite put an empty one in its place
+        monkeypatch.setenv("BENCH_CACHE", _CACHE)
+    try:
+        checkpoint = resolve(name)
+    except PruneBenchError as error:
+        pytest.skip(str(error))
+    source = CheckpointSource(checkpoint.path)
+    words, model = tokenizer(checkpoint), assemble(source)
+    length = min(512, source.shape.positions)
+    tokens = words("\n".join(documents("test")), verbose=False)["input_ids"][: WINDOWS * length]
+    windows = torch.tensor(tokens).view(-1, length)
+    harness = HFLM(model, tokenizer=words, batch_size=4, max_length=length)
+    run = Run(batch_tokens=batch_tokens("cpu"))
+    ways = {
+        "ours": lambda: score(source, windows, run).loss,
+        "lm_eval": lambda: by_harness(harness, windows),
+        "transformers": lambda: by_transformers(model, windows),
+        "transformers_batched": lambda: by_transformers(model, windows, 4),
+    }
+    with on_threads(1):
+        score(source, windows[:1], run)  # warm
+        took, losses = {}, {}
+        for key, call in ways.items():
+            began = time.process_time()
+            losses[key] = call()
+            took[key] = time.process_time() - began
+        benchmark.pedantic(lambda: score(source, windows[:1], run), rounds=1)
+    worst = max(abs(float(np.exp(loss.mean() - losses["ours"].mean())) - 1) for loss in losses.values())
+    assert worst < 1e-4
+    told = {f"tokens_per_second_{key}": round(windows.numel() / seconds) for key, seconds in took.items()}
+    ratios = {
+        f"ratio_{key}": round(seconds / took["ours"], 2) for key, seconds in took.items() if key != "ours"
+    }
+    benchmark.extra_info.update(windows=len(windows), length=length, apart=worst, **told, **ratios)
+    print(f"\n{benchmark.name}: {benchmark.extra_info}")
