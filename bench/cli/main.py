@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ("bench.cli.status", "Show how far a run is: live, dead or finished."),
     "doctor": ("bench.cli.doctor", "Check this installation and machine."),
     "report": ("bench.cli.report", "Show or write the report of a run."),
+    "compare": ("bench.cli.compare", "Judge a run against a baseline: what got better or worse."),
     "completion": ("bench.cli.completion", "Print a shell completion script."),
 }
 

@@ -44,7 +44,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One format at one batch size. ``times`` float64 [repeats], s a product; see ``bench kernels`` for the rest."""
+    """One format at one batch size. ``times`` float64 [repeats], s a product; see ``bench kernels`` for the rest.
+
+    ``reference_times`` are those of torch's ``F.linear`` in the same turns, which no change of ours moves.
+    """
 
     format: str
     batch: int
@@ -54,6 +57,7 @@ class Measured:
     baseline: str
     baseline_times: NDArray[np.float64]
     own_times: NDArray[np.float64]
+    reference_times: NDArray[np.float64]
     error: float
     allowed: float
     roofline: float
@@ -181,6 +185,7 @@ class Prepared:
                     baseline=best,
                     baseline_times=times[best],
                     own_times=times["ours"],
+                    reference_times=times["F.linear"],
                     error=errors[way],
                     allowed=allowed,
                     roofline=share,

@@ -181,6 +181,7 @@ def _record(
         "times": found.times,
         "best_dense_times": found.baseline_times,
         "own_dense_times": found.own_times,
+        "reference_times": found.reference_times,
     }
     wrong = figure["verdict"] == "wrong"
     units = {
