@@ -13,7 +13,7 @@ from bench.cli.output import console, print_json
 if TYPE_CHECKING:
     from reports.compare.tolerances import Tolerances
 
-__all__ = ["command", "check_store", "read_tolerances"]
+__all__ = ["check_store", "command", "read_tolerances"]
 
 _EPILOG = """
 \b
@@ -34,7 +34,11 @@ Examples
     help="YAML with limits per metric, model, method; laid over the packaged ones.",
 )
 @click.option(
-    "--format", "form", type=click.Choice(("table", "markdown", "json")), default="table", help="table, markdown, json."
+    "--format",
+    "form",
+    type=click.Choice(("table", "markdown", "json")),
+    default="table",
+    help="table, markdown, json.",
 )
 @click.option("--all", "everything", is_flag=True, help="Show what did not change, too.")
 @click.option("--allow-missing", is_flag=True, help="Cells of BASE that NEW lacks are no regression.")

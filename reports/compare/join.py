@@ -60,9 +60,12 @@ def join(base: Sequence[Record], new: Sequence[Record]) -> Joined:
     there = {_place(record): record for record in new if record.status == "done"}
     asked: dict[Asked, Record] = {_asked(record): record for record in there.values()}
     trouble: dict[Asked, Record] = {}
+    alike: dict[Asked, Record] = {}
     for record in new:
         if record.status != "done":
             trouble.setdefault(_request(record), record)
+        elif record.phase != "kernels":
+            alike.setdefault(_request(record)[:-1], record)
     pairs: list[Pair] = []
     missing: list[Missing] = []
     met: set[int] = set()
@@ -71,7 +74,8 @@ def join(base: Sequence[Record], new: Sequence[Record]) -> Joined:
             continue
         other = there.get(_place(record)) or asked.get(_asked(record))
         if other is None:
-            missing.append(Missing(record, _why(trouble.get(_request(record)))))
+            request = _request(record)
+            missing.append(Missing(record, _why(record, trouble.get(request), alike.get(request[:-1]))))
             continue
         met.add(id(other))
         pairs.append(Pair(record, other, _apart(record, other)))
@@ -102,10 +106,19 @@ def _request(record: Record) -> Asked:
     )
 
 
-def _why(trouble: Record | None) -> str:
-    if trouble is None:
-        return "not in NEW"
-    return f"{trouble.status} in NEW: {clean(trouble.reason, 400) or 'no reason recorded'}"
+def _why(record: Record, trouble: Record | None, alike: Record | None) -> str:
+    if trouble is not None:
+        return f"{trouble.status} in NEW: {clean(trouble.reason, 400) or 'no reason recorded'}"
+    if alike is not None and alike.parameters != record.parameters:
+        own, other = record.parameters, alike.parameters
+        names = [name for name in sorted({*own, *other}) if own.get(name) != other.get(name)]
+        told = (f"{clean(name, 40)} {_value(own, name)} and {_value(other, name)}" for name in names)
+        return f"NEW has it with other parameters: {', '.join(list(told)[:_MOST_DIFFERENCES])}"
+    return "not in NEW"
+
+
+def _value(parameters: Mapping[str, Any], name: str) -> str:
+    return clean(parameters[name], 40) if name in parameters else "none"
 
 
 def _apart(base: Record, new: Record) -> str:
@@ -116,7 +129,9 @@ def _apart(base: Record, new: Record) -> str:
         return ""
     before, after = revision_of(base), revision_of(new)
     if before != after:
-        return f"the model's files differ: {clean(before, 60) or 'unknown'} and {clean(after, 60) or 'unknown'}"
+        return (
+            f"the model's files differ: {clean(before, 60) or 'unknown'} and {clean(after, 60) or 'unknown'}"
+        )
     return "subjects differ though all that is recorded of them is alike"
 
 

@@ -40,7 +40,9 @@ def of_cells(logarithms: Sequence[float]) -> Difference:
         return _certain(mean, len(logarithms))
     found: Any = stats.ttest_1samp(list(logarithms), 0.0)
     interval = found.confidence_interval(CONFIDENCE)
-    return Difference(mean, float(interval.low), float(interval.high), float(found.pvalue), 1, len(logarithms))
+    return Difference(
+        mean, float(interval.low), float(interval.high), float(found.pvalue), 1, len(logarithms)
+    )
 
 
 def _certain(mean: float, units: int) -> Difference:

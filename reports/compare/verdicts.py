@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -186,7 +186,9 @@ def _change(
 def _windows(pair: Pair, metric: str, stores: tuple[Values, Values]) -> NDArray[np.float64] | None:
     """NEW - BASE on the same windows or items; None where one side has none."""
     name = _WINDOWS.get(metric, metric)
-    first, second = (store.array(record, name) for store, record in zip(stores, (pair.base, pair.new), strict=True))
+    first, second = (
+        store.array(record, name) for store, record in zip(stores, (pair.base, pair.new), strict=True)
+    )
     if isinstance(first, str) or isinstance(second, str) or first.shape != second.shape:
         return None
     return second - first
@@ -201,10 +203,10 @@ def _timed(pair: Pair, change: Change, limit: Limit, stores: tuple[Values, Value
         side = "BASE" if first.missing else "NEW"
         return _Open(replace(change, reason=f"{side}: {first.missing or second.missing}"))
     if first.reference != second.reference:
-        return _Open(replace(change, reason=f"reference operators differ: {first.reference}; {second.reference}"))
-    change = replace(
-        change, before=first.median, after=second.median, unit="1", reference=first.reference
-    )
+        return _Open(
+            replace(change, reason=f"reference operators differ: {first.reference}; {second.reference}")
+        )
+    change = replace(change, before=first.median, after=second.median, unit="1", reference=first.reference)
     if min(len(first.values), len(second.values)) >= FEWEST_REPEATS:
         return _Open(change, limit, repeats=(first, second))
     base = pair.base
@@ -240,7 +242,9 @@ def _judged(found: Sequence[_Open], level: float) -> Iterator[Change]:
         elif entry.pool:
             few = entry.pool not in large
             reason = (
-                f"single times of {len(pools[entry.pool])} cells, {FEWEST_CELLS} are needed" if few else "judged together"
+                f"single times of {len(pools[entry.pool])} cells, {FEWEST_CELLS} are needed"
+                if few
+                else "judged together"
             )
             if few:
                 yield replace(entry.change, reason=reason)
@@ -289,7 +293,11 @@ def _settled(entry: _Open, difference: Difference | None, level: float) -> Chang
         if math.isfinite(before) == math.isfinite(after):
             return replace(change, verdict="unchanged", reason="not finite in both")
         worse = math.isfinite(before)
-        return replace(change, verdict="regressed" if worse else "improved", reason="no longer finite" if worse else "finite now")
+        return replace(
+            change,
+            verdict="regressed" if worse else "improved",
+            reason="no longer finite" if worse else "finite now",
+        )
     moved = after - before
     if abs(moved) <= allowed:
         return replace(change, verdict="unchanged")
@@ -299,4 +307,6 @@ def _settled(entry: _Open, difference: Difference | None, level: float) -> Chang
             reason = _UNTESTED
         elif not difference.adjusted < level:
             return replace(change, verdict="unchanged", reason="beyond the tolerance, but not significant")
-    return replace(change, verdict="regressed" if (moved > 0) == (limit.better == "lower") else "improved", reason=reason)
+    return replace(
+        change, verdict="regressed" if (moved > 0) == (limit.better == "lower") else "improved", reason=reason
+    )
