@@ -88,8 +88,9 @@ def shown(cell: object) -> str:
         return f"{cell:.6g}"
     escaped = html.escape(plain("" if cell is None else cell)[:300], quote=False)
     escaped = re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", escaped)
-    # A zero-width joiner keeps names and addresses from notifying people and from becoming links.
-    return escaped.replace("@", "@&#8205;").replace("://", ":&#47;&#47;").replace("www.", "www&#46;")
+    # A zero-width space keeps names from notifying people; `sparsegpt@owl` names nobody.
+    escaped = re.sub(r"(?<!\w)@(?=\w)", "@&#8203;", escaped)
+    return escaped.replace("://", ":&#47;&#47;").replace("www.", "www&#46;")
 
 
 def body_of(regression: Regression, run: str, commit: str) -> str:
