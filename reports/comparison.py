@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from bench.results.records import Metric, Record
 from reports.statistics import Summary, ratio, summarise
+from reports.targets import target_order
 from reports.wording import clean
 
 DENSE: Final = "dense"
@@ -19,9 +19,6 @@ SIZE_PHASE: Final = "prune"
 SAVE_PHASE: Final = "save"
 QUALITY_PHASE: Final = "perplexity"
 KERNEL_PHASE: Final = "kernels"
-BROKEN: Final = 10.0
-"""A perplexity beyond this many times the dense one is called broken rather than worse."""
-
 TIMED_PHASES: Final = ("decode",)
 """Phases whose figures are speeds, and so belong to the machine and software they were measured on."""
 
@@ -78,6 +75,14 @@ class Row:
         """Perplexity over seeds."""
         return self.figures.get((QUALITY_PHASE, "perplexity"), Summary(None, None, 0))
 
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Sort key by perplexity: finite ones first, lower before higher, then broken models, then unmeasured ones."""
+        value = self.perplexity.mean
+        if value is None:
+            return (2, 0.0)
+        return (0, value) if math.isfinite(value) else (1, 0.0)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -115,15 +120,6 @@ class Group:
     def targets(self) -> tuple[str, ...]:
         """The targets of pruned rows, mildest first."""
         return tuple(dict.fromkeys(row.target for row in self.rows if row.method != DENSE))
-
-
-@dataclass(frozen=True)
-class Standing:
-    """The methods at one target of one group, best first; `note` says what the figures cannot settle."""
-
-    target: str
-    rows: tuple[Row, ...]
-    note: str
 
 
 @dataclass(frozen=True)
@@ -270,7 +266,7 @@ def _group(key: Key, slots: dict[Identity, list[Parts]], apart: str) -> Group:
             rows += [_row(identity, [parts], parts[-1].subject[:8]) for parts in members]
     rows = _against_dense(rows)
     rows = _tell_apart(rows)
-    rows.sort(key=lambda row: (row.method != DENSE, target_order(row.target), *_rank(row), row.name))
+    rows.sort(key=lambda row: (row.method != DENSE, target_order(row.target), *row.rank, row.name))
     label = next(
         (_fact(record, "label") for row in rows for record in row.records if _fact(record, "label")), ""
     )
@@ -349,81 +345,3 @@ def _distinct_parameters(row: Row, twins: Sequence[Row]) -> list[str]:
     return [f"{clean(name, 40)}={clean(json.dumps(own[name]), 40)}" for name in differing if name in own] or [
         "plain"
     ]
-
-
-def _rank(row: Row) -> tuple[int, float]:
-    value = row.perplexity.mean
-    if value is None:
-        return (2, 0.0)
-    return (0, value) if math.isfinite(value) else (1, 0.0)
-
-
-def target_order(target: str) -> tuple[int, float, str]:
-    """Sort key of targets: shares, N:M, slices, parameters, bytes, each by the share asked for; the rest by name."""
-    share = asked_sparsity(target)
-    if share is not None:
-        return (1 if ":" in target else 0, share, target)
-    if match := re.fullmatch(r"(slice|params-|bytes-)([0-9]{1,3}(?:\.[0-9]{1,9})?)%", target):
-        return (2 + ("slice", "params-", "bytes-").index(match[1]), float(match[2]) / 100, target)
-    return (5, 0.0, target)
-
-
-def asked_sparsity(target: str) -> float | None:
-    """The share of weights that `50%` or `2:4` (N of every M kept) asks to remove; None for other targets.
-
-    A grid that goes with it (`50%+4bit`) removes nothing.
-    """
-    target = re.sub(r"\+[0-9]{1,2}bit$", "", target)
-    if match := re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)%", target):
-        return float(match[1]) / 100
-    match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", target)
-    if match and int(match[2]) > 0:
-        return 1 - int(match[1]) / int(match[2])
-    return None
-
-
-def standings(group: Group) -> list[Standing]:
-    """Per target the rows that have a perplexity, best first, with a note on what overlap leaves open."""
-    found: list[Standing] = []
-    for target in group.targets:
-        rows = [
-            row for row in group.rows if row.target == target and row.method != DENSE and _rank(row)[0] < 2
-        ]
-        if rows:
-            found.append(Standing(target, tuple(sorted(rows, key=_rank)), _unsettled(rows)))
-    return found
-
-
-def _unsettled(rows: Sequence[Row]) -> str:
-    finite = sorted((row for row in rows if _rank(row)[0] == 0), key=_rank)
-    if len(finite) < 2:
-        return ""
-    first, second = finite[0].perplexity, finite[1].perplexity
-    if first.mean == second.mean:
-        return "The first two are level."
-    intervals = [summary for summary in (first, second) if summary.half_width is not None]
-    if intervals and (first.high or 0.0) >= (second.low or 0.0):
-        return "The intervals over seeds overlap: the order of the first two is not settled."
-    return ""
-
-
-def single_seed(rows: Iterable[Row]) -> bool:
-    """Whether some row that draws calibration text has one seed only, and so no interval."""
-    return any(len(row.seeds) == 1 for row in rows)
-
-
-def sparsity_of(row: Row) -> str:
-    """The metric that a row's target speaks of: with `--layers` it is a share of the matrices selected."""
-    selected = "sparsity_selected"
-    return selected if (SIZE_PHASE, selected) in row.figures else "sparsity"
-
-
-def missed_targets(group: Group) -> list[Row]:
-    """Rows whose achieved sparsity is more than a tenth of a point off what the target asks for."""
-    missed = []
-    for row in group.rows:
-        achieved = row.figures.get((SIZE_PHASE, sparsity_of(row)), Summary(None, None, 0)).mean
-        asked = asked_sparsity(row.target)
-        if achieved is not None and asked is not None and not abs(achieved - asked) <= 0.001:
-            missed.append(row)
-    return missed

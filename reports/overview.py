@@ -6,19 +6,14 @@ import math
 from dataclasses import dataclass
 
 from reports.comparison import (
-    BROKEN,
     DENSE,
     QUALITY_PHASE,
     SIZE_PHASE,
     Comparison,
     Group,
     Row,
-    Standing,
-    missed_targets,
-    single_seed,
-    sparsity_of,
-    standings,
 )
+from reports.standings import BROKEN, Standing, missed_targets, single_seed, sparsity_of, standings
 from reports.tables import change_of, figure_of, title_of
 from reports.wording import clean
 

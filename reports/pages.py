@@ -22,12 +22,12 @@ from reports.provenance import cells_table, facts_table
 from reports.tables import (
     Table,
     cost_table,
-    csv_lines,
     other_table,
     problem_table,
     quality_table,
     title_of,
 )
+from reports.tidy_csv import csv_lines
 from reports.wording import clean
 
 TEMPLATES = Path(__file__).parent / "templates"

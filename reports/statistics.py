@@ -22,6 +22,7 @@ FEWEST_UNITS: Final = 6
 
 _SEED: Final = 20230102
 _BATCH: Final = 1 << 22
+_TOGETHER: Final = 512
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,16 @@ class Difference:
         return self.adjusted < 1 - CONFIDENCE
 
 
-def differences(samples: Sequence[NDArray[np.float64]]) -> list[Difference]:
-    """Judge paired differences A - B, float64 [seeds, units] each, together.
+def differences(samples: Sequence[NDArray[np.float64]], families: Sequence[int] = ()) -> list[Difference]:
+    """Judge paired differences A - B, float64 [seeds, units] each.
 
     The interval is the percentile one of scipy's bootstrap. One seed: units are drawn anew, and it covers other
     text only. Several: units and seeds are drawn anew, independently of each other (the pigeonhole bootstrap, Owen
     2007, Annals of Applied Statistics 1:386), and it covers other text and other calibration draws. From few seeds
     resampling alone would promise too much, so p is then the greater of the bootstrap's and of Student's t-test on
-    the seeds' means: a difference stands only where both agree. Holm's correction (statsmodels) runs over all of
-    `samples`. Draws are seeded: equal samples give equal results. Raises ValueError for arrays of other dimensions,
+    the seeds' means: a difference stands only where both agree. Holm's correction (statsmodels) runs over the samples
+    of one family, by the number that `families` gives each; over all without it. Draws are seeded: equal samples give
+    equal results. Raises ValueError for arrays of other dimensions,
     fewer than `FEWEST_UNITS` units or values that are not finite.
     """
     import numpy as np
@@ -116,13 +118,22 @@ def differences(samples: Sequence[NDArray[np.float64]]) -> list[Difference]:
             raise ValueError(f"expected [seeds, {FEWEST_UNITS} or more units], found {list(sample.shape)}")
         if not np.isfinite(sample).all():
             raise ValueError("differences must be finite")
-    shapes = dict.fromkeys(sample.shape for sample in samples)
     found: dict[int, Difference] = {}
-    # One pass of the bootstrap serves all samples of a shape: they share its draws.
-    for shape in shapes:
-        places = [place for place, sample in enumerate(samples) if sample.shape == shape]
-        found.update(zip(places, _bootstrap(np.stack([samples[place] for place in places])), strict=True))
-    return holm([found[place] for place in range(len(samples))])
+    # One pass of the bootstrap serves many samples of a shape: they share its draws.
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for place, sample in enumerate(samples):
+        shapes.setdefault(sample.shape, []).append(place)
+    for shape, places in shapes.items():
+        most = max(1, _TOGETHER // shape[0])
+        for start in range(0, len(places), most):
+            part = places[start : start + most]
+            found.update(zip(part, _bootstrap(np.stack([samples[place] for place in part])), strict=True))
+    members: dict[int, list[int]] = {}
+    for place, family in enumerate(families or [0] * len(samples)):
+        members.setdefault(family, []).append(place)
+    for part in members.values():
+        found.update(zip(part, holm([found[place] for place in part]), strict=True))
+    return [found[place] for place in range(len(samples))]
 
 
 def holm(judged: Sequence[Difference]) -> list[Difference]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from bench.results.records import Record
-from bench.results.rows import COLUMNS, tidy
 from reports.comparison import (
     DENSE,
     QUALITY_PHASE,
@@ -19,16 +16,10 @@ from reports.comparison import (
     Group,
     Row,
     asked_of,
-    compare,
-    standings,
 )
-from reports.load import current
+from reports.standings import standings
 from reports.statistics import Summary
 from reports.wording import MISSING, clean, figure, metric_title, percent_change, spread
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table as Grid
 
 NO_SUMMARY: Final = Summary(None, None, 0)
 _QUALITY: Final = (
@@ -75,7 +66,7 @@ _SPEED: Final = (
     ("Peak memory, decode", "decode", "decode_peak_memory"),
 )
 _SHOWN: Final = {(phase, name) for _, phase, name in (*_QUALITY, *_COST)} | {(QUALITY_PHASE, "perplexity")}
-_SINGLE_NOTE: Final = (
+SINGLE_NOTE: Final = (
     "Times, speeds and memory are single measurements on a machine that may have been busy with other work."
 )
 _ADDED_NOTE: Final = "Added memory is the peak less what the process held before pruning began."
@@ -106,7 +97,17 @@ _CALIBRATION_NOTE: Final = (
 )
 _NAMES: Final = ("Method", "Target")
 _CONTEXT: Final = ("Calibration", "Seeds")
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+class Shown(str):
+    """A cell as it is read, with the number that it sorts by."""
+
+    order: float | None
+
+    def __new__(cls, text: str, order: float | None) -> Shown:
+        shown = super().__new__(cls, text)
+        shown.order = None if order is None or math.isnan(order) else float(order)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def figure_of(row: Row, phase: str, name: str, headed: str = "") -> str:
     summary = row.figures.get((phase, name), NO_SUMMARY)
     unit = row.units.get((phase, name), "1")
     unit = "1" if unit == headed else unit
-    return spread(figure(summary.mean, unit, name), summary.half_width, unit, name)
+    return Shown(spread(figure(summary.mean, unit, name), summary.half_width, unit, name), summary.mean)
 
 
 def _names(row: Row) -> tuple[str, str]:
@@ -150,7 +151,7 @@ def change_of(row: Row) -> str:
     if row.method == DENSE:
         return MISSING
     half = row.change.half_width
-    return percent_change(row.change.mean) + (f" ± {100 * half:.2g}" if half else "")
+    return Shown(percent_change(row.change.mean) + (f" ± {100 * half:.2g}" if half else ""), row.change.mean)
 
 
 def seeds_of(row: Row) -> str:
@@ -165,7 +166,7 @@ def seeds_of(row: Row) -> str:
 
 def quality_table(group: Group) -> Table:
     """Perplexity, its increase over dense, KL and flips of one group; or its accuracies, or its speeds."""
-    measured = _measured(group)
+    measured = measured_columns(group)
     places = {
         id(row): f"{place} of {len(standing.rows)}"
         for standing in standings(group)
@@ -189,13 +190,13 @@ def quality_table(group: Group) -> Table:
     if "Held-out error" in table.columns:
         notes.append(_HELDOUT_NOTE)
     if any(column[1:] in {speed[1:] for speed in _SPEED} for column in measured):
-        notes.append(_SINGLE_NOTE)
+        notes.append(SINGLE_NOTE)
     if any(row.calibration for row in group.rows):
         notes.append(_CALIBRATION_NOTE)
     return replace(table, notes=tuple(notes))
 
 
-def _measured(group: Group) -> tuple[tuple[str, str, str], ...]:
+def measured_columns(group: Group) -> tuple[tuple[str, str, str], ...]:
     """Accuracies and speeds that a group has, as columns."""
     keys = dict.fromkeys(key for row in group.rows for key in row.figures)
     tasks = [(_task_title(name), phase, name) for phase, name in keys if name.startswith(_TASK_METRICS)]
@@ -214,7 +215,7 @@ def cost_table(group: Group) -> Table:
     table = _table("Size and cost", [*_NAMES, *(title for title, _, _ in columns)], rows)
     notes = []
     if {"Prune time", "Added memory, prune", _WHOLE_MEMORY[0]} & set(table.columns):
-        notes.append(_SINGLE_NOTE)
+        notes.append(SINGLE_NOTE)
     if "Added memory, prune" in table.columns:
         notes.append(_ADDED_NOTE)
     places = {
@@ -244,7 +245,7 @@ def _cost(group: Group) -> tuple[tuple[str, str, str], ...]:
 
 def other_table(group: Group) -> Table:
     """Every figure that the other tables of the group leave out, one a row, whatever its name."""
-    measured = {(phase, name) for _, phase, name in (*_measured(group), *_cost(group))}
+    measured = {(phase, name) for _, phase, name in (*measured_columns(group), *_cost(group))}
     rows = [
         [*_names(row), clean(phase, 40), metric_title(name), figure_of(row, phase, name)]
         for row in group.rows
@@ -254,7 +255,7 @@ def other_table(group: Group) -> Table:
     table = _table("Other figures", [*_NAMES, "Phase", "Figure", "Value"], rows)
     measures = {(phase, name): unit for row in group.rows for (phase, name), unit in row.units.items()}
     shown = {key: unit for key, unit in measures.items() if key not in _SHOWN | measured}
-    notes = [_SINGLE_NOTE] if {"s", "token/s"} & set(shown.values()) or _memory(shown) else []
+    notes = [SINGLE_NOTE] if {"s", "token/s"} & set(shown.values()) or _memory(shown) else []
     if (QUALITY_PHASE, "tokens_per_second") in shown:
         notes.append(_RATE_NOTE)
     if (SIZE_PHASE, "bytes_quantised") in shown:
@@ -309,109 +310,3 @@ def title_of(group: Group) -> str:
     apart = f" · {group.apart}" if group.apart else ""
     recovered = " · with recovery" if group.key.recovered else ""
     return f"{model} · {clean(group.protocol) if group.protocol else 'not evaluated'}{recovered}{apart}"
-
-
-def terminal_table(records: Iterable[Record]) -> RenderableType:
-    """The comparison for a terminal: one table per model and evaluation protocol, then the rest."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group as Stack
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    comparison = compare(current(records))
-    parts: list[Any] = []
-    for group in comparison.groups:
-        title = Text(title_of(group), style="bold")
-        measured = [column for column in _measured(group) if not column[2].startswith("acc_norm/")]
-        if measured and not any(row.perplexity.count for row in group.rows):
-            parts += [title, _measured_grid(group, measured)]
-            continue
-        grid = Grid(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        heading, memory = ("Memory", "peak_memory")
-        if any((SIZE_PHASE, "added_memory") in row.figures for row in group.rows):
-            heading, memory = ("Added\nmemory", "added_memory")
-        times = {"Prune": "prune_time"} | ({"Recover": "recover_time"} if group.key.recovered else {})
-        columns = ("Method", "Target", "Perplexity", "Change", "KL", "Flips", "Sparse", *times, heading)
-        for index, column in enumerate(columns):
-            named = index < 2
-            grid.add_column(column, justify="left" if named else "right", overflow="fold", no_wrap=not named)
-        for row in group.rows:
-            cells = (
-                *(clean(row.name, 60), clean(row.target, 30)),
-                *(figure_of(row, QUALITY_PHASE, "perplexity"), _mean_change(row)),
-                *(_mean(row, QUALITY_PHASE, name) for name in ("kl_to_dense", "top1_flip_rate")),
-                *(_mean(row, SIZE_PHASE, name) for name in ("sparsity", *times.values(), memory)),
-            )
-            grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
-        parts.append(grid)
-    if comparison.groups:
-        parts.append(Text(_SINGLE_NOTE, style="dim"))
-    if comparison.kernels:
-        from reports.kernels import kernel_rows, terminal_kernels
-
-        parts += [Text("Kernels", style="bold"), terminal_kernels(kernel_rows(comparison.kernels))]
-    if comparison.problems:
-        parts.append(Text("Refused and failed", style="bold"))
-    for record in comparison.problems:
-        seed = "" if record.seed is None else f" seed {record.seed}"
-        where = f"{record.status:8} {record.model} {asked_of(record)} {record.target}{seed}"
-        parts.append(Text(f"{clean(where)}: {clean(record.reason, 1000) or 'no reason recorded'}"))
-    if not parts:
-        parts.append(Text("No results yet."))
-    return Stack(*parts)
-
-
-def _measured_grid(group: Group, measured: Sequence[tuple[str, str, str]]) -> Grid:
-    """Accuracies or speeds, a row for every figure, since a terminal has no room for many tasks side by side."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    grid = Grid(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("Method", "Target", "Figure", "Value"):
-        grid.add_column(column, justify="right" if column == "Value" else "left", overflow="fold")
-    for row in group.rows:
-        for heading, phase, name in measured:
-            if (phase, name) not in row.figures:
-                continue
-            cells = (clean(row.name, 60), clean(row.target, 30), heading, _mean(row, phase, name))
-            grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.method == DENSE else "")
-    return grid
-
-
-def _mean(row: Row, phase: str, name: str) -> str:
-    # A terminal has no room for every interval: the page gives them.
-    unit = row.units.get((phase, name), "1")
-    mean = row.figures.get((phase, name), NO_SUMMARY).mean
-    return figure(mean, "1" if unit == "nat/token" else unit, name, share_digits=1)
-
-
-def _mean_change(row: Row) -> str:
-    return MISSING if row.method == DENSE else percent_change(row.change.mean)
-
-
-def csv_lines(records: Iterable[Record]) -> Iterator[str]:
-    """The tidy rows as CSV lines without their line ends: the columns' names, then one line per figure.
-
-    Numbers stand as Python writes them (`nan`, `inf`), missing ones as nothing. Text that a spreadsheet
-    would run as a formula, that is, text that begins with `=`, `+`, `-`, `@` or white space control, gets a
-    leading apostrophe; line breaks inside a name are written as `\\n`, so that a row is always one line.
-    """
-    yield _csv_line(COLUMNS)
-    for row in tidy(current(records)):
-        yield _csv_line([_csv_cell(row[column]) for column in COLUMNS])
-
-
-def _csv_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        return repr(value)
-    guarded = f"'{value}" if value.startswith(_FORMULA) else value
-    return guarded.replace("\r", "\\r").replace("\n", "\\n")
-
-
-def _csv_line(cells: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(cells)
-    return buffer.getvalue()

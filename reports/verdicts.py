@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Measure", "Sample", "Values", "Verdict", "judge", "measure_of", "sample"]
+__all__ = [
+    "DIVERGENCE",
+    "FLIPS",
+    "PERPLEXITY",
+    "Measure",
+    "Pair",
+    "Sample",
+    "Values",
+    "Verdict",
+    "judge",
+    "measure_of",
+    "sample",
+]
 
 Outcome = Literal["better", "worse", "not distinguishable", "not comparable"]
 
@@ -179,25 +191,39 @@ def basis(record: Record) -> dict[str, str]:
     }
 
 
-def judge(
-    pairs: Sequence[tuple[Sample | str, Sample | str]], names: Sequence[tuple[str, str]]
-) -> list[Verdict]:
-    """One verdict a pair (A, B), p-values corrected by Holm over all pairs given: give those shown together.
+@dataclass(frozen=True)
+class Pair:
+    """Two methods to compare; a `str` in place of a sample says why there is none.
 
-    A `str` in place of a sample says why there is none. Pairs that share no ground, be it text, protocol,
-    model revision, weight type or recovery, are refused with what differs. Of two methods with several seeds
-    those that both have are compared, seed by seed; one that draws none stands against every seed of the other.
+    p-values are corrected over the pairs of one `family`: give those that one table shows the same.
     """
-    aligned = [_aligned(a, b, *named) for (a, b), named in zip(pairs, names, strict=True)]
-    judged = iter(differences([found for found in aligned if not isinstance(found, str)]))
+
+    names: tuple[str, str]
+    measure: Measure
+    a: Sample | str
+    b: Sample | str
+    family: int = 0
+
+
+def judge(pairs: Sequence[Pair]) -> list[Verdict]:
+    """One verdict a pair, p-values corrected by Holm within each family.
+
+    Pairs that share no ground, be it text, protocol, model revision, weight type or recovery, are refused with what
+    differs. Of two methods with several seeds those that both have are compared, seed by seed; one that draws none
+    stands against every seed of the other.
+    """
+    aligned = [_aligned(pair) for pair in pairs]
+    sound = [
+        (found, pair.family) for found, pair in zip(aligned, pairs, strict=True) if not isinstance(found, str)
+    ]
+    judged = iter(differences([found for found, _ in sound], [family for _, family in sound]))
     verdicts = []
-    for (a, b), (first, second), found in zip(pairs, names, aligned, strict=True):
-        measure = next((side.measure for side in (a, b) if isinstance(side, Sample)), PERPLEXITY)
+    for pair, found in zip(pairs, aligned, strict=True):
         if isinstance(found, str):
-            verdicts.append(Verdict(first, second, measure, "not comparable", reason=found))
+            verdicts.append(Verdict(*pair.names, pair.measure, "not comparable", reason=found))
             continue
         difference = next(judged)
-        verdicts.append(Verdict(first, second, measure, _outcome(difference, measure), difference))
+        verdicts.append(Verdict(*pair.names, pair.measure, _outcome(difference, pair.measure), difference))
     return verdicts
 
 
@@ -207,12 +233,13 @@ def _outcome(difference: Difference, measure: Measure) -> Outcome:
     return "better" if (difference.mean > 0) == measure.higher_is_better else "worse"
 
 
-def _aligned(a: Sample | str, b: Sample | str, first: str, second: str) -> NDArray[np.float64] | str:
+def _aligned(pair: Pair) -> NDArray[np.float64] | str:
     """A - B on the seeds that both have, float64 [seeds, units], or why the two cannot be compared."""
+    a, b = pair.a, pair.b
     if isinstance(a, str):
-        return f"{first}: {a}"
+        return f"{pair.names[0]}: {a}"
     if isinstance(b, str):
-        return f"{second}: {b}"
+        return f"{pair.names[1]}: {b}"
     if a.measure != b.measure:
         return "different measures"
     if a.basis != b.basis:

@@ -160,3 +160,20 @@ def grid(seeds: tuple[int, ...] = (0,)) -> list[Record]:
         )
     )
     return found
+
+
+def with_perplexity(records: list[Record], value: float | None) -> list[Record]:
+    """The records with another perplexity."""
+    return [
+        entry.model_copy(
+            update={
+                "metrics": tuple(
+                    Metric(name=metric.name, unit=metric.unit, value=value)
+                    if metric.name == "perplexity"
+                    else metric
+                    for metric in entry.metrics
+                )
+            }
+        )
+        for entry in records
+    ]

@@ -42,7 +42,7 @@ def command(ctx: click.Context, out: Path, form: str) -> None:
     for damage in found.damage:
         print(f"warning: {one_line(damage)}", file=sys.stderr)
     if form == "csv":
-        from reports.tables import csv_lines
+        from reports.tidy_csv import csv_lines
 
         for line in csv_lines(found.records):
             click.echo(line)
@@ -56,7 +56,7 @@ def command(ctx: click.Context, out: Path, form: str) -> None:
 
         click.echo(markdown_page(found, compare(found.records)))
     else:
-        from reports.tables import terminal_table
+        from reports.terminal import terminal_table
 
         console().print(terminal_table(found.records))
 

@@ -264,7 +264,7 @@ def _report(settings: Settings) -> Path | None:
     """Show the table and write the report; None where there is no record to report."""
     from reports.load import load
     from reports.pages import write_report
-    from reports.tables import terminal_table
+    from reports.terminal import terminal_table
 
     records = load(settings.out).records
     if not records:

@@ -24,7 +24,8 @@ from bench.results.records import Metric, Record
 from bench.results.segments import Store
 from methods.errors import MachineError, StoreError
 from reports.pages import write_report
-from reports.tables import csv_lines, terminal_table
+from reports.terminal import terminal_table
+from reports.tidy_csv import csv_lines
 from reports.wording import clean, escape_markdown, figure, percent_change
 
 HOSTILE = [

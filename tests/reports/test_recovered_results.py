@@ -12,13 +12,16 @@ from sample_records import cell, record
 from bench.results.records import Metric, Record
 from bench.results.rows import COLUMNS, tidy
 from bench.results.segments import Store
-from reports.comparison import compare, standings
+from reports.comparison import compare
 from reports.figures import quality_chart
 from reports.load import load
 from reports.markdown import markdown_page
 from reports.overview import overview
 from reports.pages import write_report
-from reports.tables import cost_table, csv_lines, problem_table, quality_table, terminal_table, title_of
+from reports.standings import standings
+from reports.tables import cost_table, problem_table, quality_table, title_of
+from reports.terminal import terminal_table
+from reports.tidy_csv import csv_lines
 
 
 def trained(method: str, target: str, recovery: str, better: float = 0.5, **parameters: Any) -> list[Record]:

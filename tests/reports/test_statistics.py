@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from statsmodels.stats.multitest import multipletests
 
 from bench.results.records import Record
 from bench.results.values import save_values
-from reports.statistics import FEWEST_UNITS, RESAMPLES, differences
-from reports.verdicts import DIVERGENCE, PERPLEXITY, Sample, Values, Verdict, judge, measure_of, sample
+from reports.statistics import FEWEST_UNITS, RESAMPLES, differences, ratio, summarise
+from reports.verdicts import DIVERGENCE, PERPLEXITY, Pair, Sample, Values, Verdict, judge, measure_of, sample
 
 WINDOWS = 64
 
@@ -75,6 +76,9 @@ def test_p_values_are_corrected_by_holm() -> None:
     assert [entry.adjusted for entry in found] == pytest.approx(list(expected))
     assert all(entry.adjusted >= entry.p for entry in found)
     assert differences([]) == []
+    # Each family by itself: alone, nothing is corrected.
+    alone = differences([rng.normal(0.3, 1, (1, WINDOWS)) for _ in range(2)], families=[0, 1])
+    assert [entry.adjusted for entry in alone] == [entry.p for entry in alone]
 
 
 @pytest.mark.parametrize("bad", [np.zeros((1, FEWEST_UNITS - 1)), np.zeros(9), np.full((1, 9), np.nan)])
@@ -94,7 +98,8 @@ def measured(
 
 def compared(a: list[Record], b: list[Record], out: Path) -> Verdict:
     values = Values(out)
-    (verdict,) = judge([(sample(a, values, PERPLEXITY), sample(b, values, PERPLEXITY))], [("A", "B")])
+    sides = [sample(records, values, PERPLEXITY) for records in (a, b)]
+    (verdict,) = judge([Pair(("A", "B"), PERPLEXITY, *sides)])
     return verdict
 
 
@@ -122,7 +127,7 @@ def test_verdicts_say_which_is_better_and_how_sure(tmp_path: Path) -> None:
     assert even.difference is not None and even.difference.seeds == 2
     values = Values(tmp_path)
     sides = [sample(records, values, DIVERGENCE) for records in (better, worse)]
-    (divergence,) = judge([(sides[0], sides[1])], [("A", "B")])
+    (divergence,) = judge([Pair(("A", "B"), DIVERGENCE, *sides)])
     assert divergence.outcome == "better" and divergence.ratio is None
 
 
@@ -136,7 +141,8 @@ def test_accuracy_is_better_when_higher(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(7)
     base = rng.random(500) < 0.4
-    (found,) = judge([(items(base | (rng.random(500) < 0.2)), items(base))], [("A", "B")])
+    better = items(base | (rng.random(500) < 0.2))
+    (found,) = judge([Pair(("A", "B"), measure_of("acc/arc_easy"), better, items(base))])
     assert found.outcome == "better" and found.beyond == "500 items"
 
 
@@ -169,3 +175,18 @@ def test_what_is_not_comparable_is_refused(tmp_path: Path) -> None:
     assert both.reason == "B: two results with one seed"
     same = compared([first], [first], tmp_path)
     assert same.outcome == "not distinguishable" and same.difference is not None and same.difference.p == 1
+
+
+def test_means_over_seeds_leave_nothing_out() -> None:
+    assert summarise([]).mean is None
+    assert summarise([3]).mean == 3
+    assert summarise([3]).half_width is None
+    assert summarise([2, 2]).mean == 2
+    assert isinstance(summarise([2, 2]).mean, int)
+    assert summarise([1.0, None]).mean is None
+    assert math.isnan(summarise([1.0, math.nan]).mean or 0)
+    assert summarise([1.0, math.inf]).mean == math.inf
+    assert math.isnan(summarise([-math.inf, math.inf]).mean or 0)
+    assert ratio(2.0, 0.0) is None
+    assert ratio(2.0, math.nan) is None
+    assert ratio(3.0, 2.0) == 1.5

@@ -9,7 +9,8 @@ from sample_records import record
 
 from bench.results.records import Metric, Record
 from reports.comparison import compare
-from reports.tables import other_table, quality_table, terminal_table, title_of
+from reports.tables import other_table, quality_table, title_of
+from reports.terminal import terminal_table
 
 _PROTOCOL = "zeroshot/hellaswag,piqa@limit=200"
 
