@@ -66,7 +66,13 @@ def regressions(found: Mapping[str, Any]) -> list[Regression]:
             )
             rows.setdefault((str(change.get("method")), str(change.get("kind"))), []).append(line(cells))
     for cell in found.get("missing", ()):
-        cells = (*(cell.get(name) for name in ("model", "target", "seed", "phase")), "", "", "", cell.get("reason"))
+        cells = (
+            *(cell.get(name) for name in ("model", "target", "seed", "phase")),
+            "",
+            "",
+            "",
+            cell.get("reason"),
+        )
         rows.setdefault((str(cell.get("method")), "missing"), []).append(line(cells))
     return [Regression(method, kind, tuple(told)) for (method, kind), told in sorted(rows.items())]
 
@@ -173,20 +179,27 @@ def main(words: Sequence[str]) -> int:
     token, repository = (os.environ.get(name, "") for name in ("GITHUB_TOKEN", "GITHUB_REPOSITORY"))
     api = os.environ.get("GITHUB_API_URL", "https://api.github.com")
     if len(words) != 1 or not token or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        return fail("usage: issue.py COMPARE.json, with GITHUB_TOKEN and GITHUB_REPOSITORY (owner/name) set", 2)
+        return fail(
+            "usage: issue.py COMPARE.json, with GITHUB_TOKEN and GITHUB_REPOSITORY (owner/name) set", 2
+        )
     if not re.match(r"https://|http://(127\.0\.0\.1|localhost)[:/]", api):
         return fail(f"GITHUB_API_URL is {plain(api)[:80]}: the token goes over https only", 2)
     try:
         found = regressions(json.loads(Path(words[0]).read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return fail(f"{plain(words[0])[:80]} is no comparison: {type(error).__name__}", 2)
-    server, number = os.environ.get("GITHUB_SERVER_URL", "https://github.com"), os.environ.get("GITHUB_RUN_ID", "")
+    server, number = (
+        os.environ.get("GITHUB_SERVER_URL", "https://github.com"),
+        os.environ.get("GITHUB_RUN_ID", ""),
+    )
     run = f"{server}/{repository}/actions/runs/{number}" if number else ""
     try:
         for said in report(GitHub(api, repository, token), found, run, os.environ.get("GITHUB_SHA", "")[:12]):
             print(said)
     except urllib.error.HTTPError as error:
-        return fail(f"GitHub answered {error.code} {plain(error.reason)[:80]}; the token needs issues: write", 1)
+        return fail(
+            f"GitHub answered {error.code} {plain(error.reason)[:80]}; the token needs issues: write", 1
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return fail(f"GitHub cannot be reached or understood: {type(error).__name__}", 1)
     if not found:

@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": ("bench.cli.doctor", "Check this installation and machine."),
     "report": ("bench.cli.report", "Show or write the report of a run."),
     "compare": ("bench.cli.compare", "Judge a run against a baseline: what got better or worse."),
+    "leaderboard": ("bench.cli.leaderboard", "Rank methods over stores, where their figures compare."),
     "completion": ("bench.cli.completion", "Print a shell completion script."),
 }
 

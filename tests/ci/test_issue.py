@@ -77,7 +77,9 @@ def hub() -> Iterator[Hub]:
     thread.join()
 
 
-def comparison(method: str, metric: str, kind: str = "quality", new: float = 2.0, **more: Any) -> dict[str, Any]:
+def comparison(
+    method: str, metric: str, kind: str = "quality", new: float = 2.0, **more: Any
+) -> dict[str, Any]:
     return {
         **{"model": "nano-opt", "method": method, "target": "50%", "seed": 0, "metric": metric, "kind": kind},
         **{"base": 1.0, "new": new, "relative": new - 1.0, "verdict": "regressed", "reason": "", **more},
@@ -87,7 +89,12 @@ def comparison(method: str, metric: str, kind: str = "quality", new: float = 2.0
 def run(hub: Hub, folder: Path, found: Any, **environment: str) -> subprocess.CompletedProcess[str]:
     file = folder / "compare.json"
     file.write_text(found if isinstance(found, str) else json.dumps(found))
-    given = {"GITHUB_TOKEN": TOKEN, "GITHUB_REPOSITORY": "us/bench", "GITHUB_API_URL": hub.url, "GITHUB_RUN_ID": "7"}
+    given = {
+        "GITHUB_TOKEN": TOKEN,
+        "GITHUB_REPOSITORY": "us/bench",
+        "GITHUB_API_URL": hub.url,
+        "GITHUB_RUN_ID": "7",
+    }
     done = subprocess.run(
         [sys.executable, str(ROOT / ".ci/issue.py"), str(file)],
         env={**given, **environment},
@@ -102,7 +109,14 @@ def run(hub: Hub, folder: Path, found: Any, **environment: str) -> subprocess.Co
 
 def test_one_issue_a_kind_of_regression_opened_once_and_brought_up_to_date(hub: Hub, tmp_path: Path) -> None:
     hub.issues = [{"number": n + 1, "state": "open", "title": "other", "body": None} for n in range(120)]
-    lost = {"model": "nano-opt", "method": "wanda", "target": "2:4", "seed": 0, "phase": "prune", "reason": "failed"}
+    lost = {
+        "model": "nano-opt",
+        "method": "wanda",
+        "target": "2:4",
+        "seed": 0,
+        "phase": "prune",
+        "reason": "failed",
+    }
     found = {
         "figures": [
             comparison("sparsegpt", "perplexity"),

@@ -24,7 +24,9 @@ def parsed(path: Path) -> dict[Any, Any]:
 def test_workflows_follow_the_schema() -> None:
     pytest.importorskip("check_jsonschema", reason="check-jsonschema comes with the dev extra")
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
-    done = subprocess.run([*command, *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [*command, *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in WORKFLOWS} == {"ci.yml", "nightly.yml"}
 

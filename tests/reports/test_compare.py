@@ -93,9 +93,7 @@ def test_nano_models_are_held_to_a_tight_tolerance_without_a_test(tmp_path: Path
             tmp_path / str(share),
             [
                 prune,
-                evaluation.model_copy(
-                    update={"metrics": tuple({**figures, "perplexity": moved}.values())}
-                ),
+                evaluation.model_copy(update={"metrics": tuple({**figures, "perplexity": moved}.values())}),
             ],
         )
         assert only(compared(base, new), "perplexity").verdict == verdict
@@ -117,8 +115,10 @@ def test_what_base_had_done_and_new_lacks_is_a_regression(tmp_path: Path) -> Non
     assert changes.regressed and len(changes.new) == 2
     assert headline(changes) == "Regression: 4 missing in NEW, 2 new."
     assert not compared(base, new, missing_allowed=True).regressed
-    other = [entry.model_copy(update={"subject": f"x{i}", "parameters": {"percdamp": 1.0}})
-             for i, entry in enumerate(cell("nano-opt", "sparsegpt", "50%"))]
+    other = [
+        entry.model_copy(update={"subject": f"x{i}", "parameters": {"percdamp": 1.0}})
+        for i, entry in enumerate(cell("nano-opt", "sparsegpt", "50%"))
+    ]
     told = compared(base, save(tmp_path / "other", other)).missing[0].reason
     assert told == "NEW has it with other parameters: percdamp none and 1.0"
 
@@ -186,7 +186,11 @@ def test_times_and_memory_need_equal_environments(tmp_path: Path) -> None:
         entry.model_copy(
             update={
                 "provenance": {**entry.provenance, "environment": {"processor": "B", "threads": 1}},
-                "metrics": (*entry.metrics[:1], Metric(name="peak_memory", unit="byte", value=9e9), entry.metrics[2]),
+                "metrics": (
+                    *entry.metrics[:1],
+                    Metric(name="peak_memory", unit="byte", value=9e9),
+                    entry.metrics[2],
+                ),
             }
         )
         for entry in there
