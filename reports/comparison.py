@@ -323,9 +323,11 @@ def _changed(row: Row, dense: float | None) -> Row:
 def _tell_apart(rows: Sequence[Row]) -> list[Row]:
     """Name what differs where one method appears more than once at a target."""
     named: list[Row] = []
+    sharing: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        own = (row.method, row.target, row.recovery)
-        twins = [other for other in rows if (other.method, other.target, other.recovery) == own]
+        sharing.setdefault((row.method, row.target, row.recovery), []).append(row)
+    for row in rows:
+        twins = sharing[row.method, row.target, row.recovery]
         parts = [row.variant] if row.variant else []
         if len({other.dtype for other in twins}) > 1:
             parts.append(row.dtype)

@@ -29,11 +29,15 @@ MOST_RIVALS: Final = 24
 MOST_TASKS: Final = 4
 
 _NOTES: Final = (
-    "A against B on the same windows or items, with 95 % intervals of a paired bootstrap "
-    f"({RESAMPLES:,} resamples; percentiles). With one seed they cover other text only; where a pair shares several calibration "
-    "seeds, these are drawn anew too, and Student's t-test over seeds has to agree.",
-    "p is two-sided and corrected by Holm over the pairs of the column; a pair is called not distinguishable from "
-    "p = 0.05 on.",
+    (
+        "A against B on the same windows or items, with 95 % intervals of a paired bootstrap "
+        f"({RESAMPLES:,} resamples; percentiles). With one seed they cover other text only; where a pair shares several calibration "
+        "seeds, these are drawn anew too, and Student's t-test over seeds has to agree."
+    ),
+    (
+        "p is two-sided and corrected by Holm over the pairs of the column; a pair is called not distinguishable from "
+        "p = 0.05 on."
+    ),
 )
 
 

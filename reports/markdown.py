@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.comparison import Comparison, asked_of
-from reports.kernels import kernel_table
+from reports.contests import Contests, verdict_table
+from reports.kernels import KERNEL_NOTE, kernel_tables
 from reports.load import Loaded
-from reports.overview import headline, overview
+from reports.overview import Finding, headline, overview
 from reports.provenance import facts_table
 from reports.tables import Table, cost_table, other_table, problem_table, quality_table, title_of
 from reports.wording import clean, escape_markdown
@@ -25,32 +26,34 @@ def markdown_table(table: Table) -> Iterator[str]:
         yield "| " + " | ".join(escape_markdown(cell) for cell in row) + " |"
 
 
-def markdown_page(loaded: Loaded, comparison: Comparison) -> str:
-    """The whole report."""
+def markdown_page(loaded: Loaded, comparison: Comparison, judged: Contests | None = None) -> str:
+    """The whole report; `judged` holds the verdicts of the groups that have some."""
+    judged = judged or {}
     lines = ["# Pruning comparison", "", escape_markdown(headline(comparison)), ""]
-    for entry in overview(comparison):
+    for entry in overview(comparison, judged):
         lines += [f"## {escape_markdown(entry.title)}", "", escape_markdown(entry.dense), ""]
         lines += [
             f"- At {escape_markdown(finding.target)}, **{escape_markdown(finding.leader)}**"
-            f"{escape_markdown(finding.text)}"
+            f"{escape_markdown(finding.text)}{_behind(finding)}"
             for finding in entry.findings
         ]
         lines += [f"- {escape_markdown(note)}" for note in entry.notes]
         lines.append("")
     for group in comparison.groups:
-        for table in (quality_table(group), cost_table(group), other_table(group)):
+        verdicts = (verdict_table(contest) for contest in judged.get(group.key, ()) if contest.pairs)
+        for table in (quality_table(group), *verdicts, cost_table(group), other_table(group)):
             if table.rows and len(table.columns) > table.headers:
                 lines += [
-                    f"## {table.caption}: {escape_markdown(title_of(group))}",
+                    f"## {escape_markdown(table.caption)}: {escape_markdown(title_of(group))}",
                     "",
                     *markdown_table(table),
                     "",
                     *((" ".join(map(escape_markdown, table.notes)), "") if table.notes else ()),
                 ]
-    kernels = kernel_table(comparison.kernels)
-    if kernels.rows:
-        lines += ["## Kernels", "", *markdown_table(kernels), ""]
-        lines += [*map(escape_markdown, kernels.notes), ""]
+    for table in kernel_tables(comparison.kernels):
+        lines += [f"## Kernels: {escape_markdown(table.caption)}", "", *markdown_table(table), ""]
+    if comparison.kernels:
+        lines += [escape_markdown(KERNEL_NOTE), ""]
     if comparison.problems:
         lines += ["## Refused and failed", "", *markdown_table(problem_table(comparison)), ""]
     if comparison.warnings:
@@ -66,10 +69,17 @@ def markdown_page(loaded: Loaded, comparison: Comparison) -> str:
             *(f"- {escape_markdown(piece)}" for piece in loaded.damage),
             "",
         ]
-    lines += ["## Provenance", "", *markdown_table(facts_table(comparison.records)), ""]
+    facts = facts_table((*comparison.records, *comparison.kernels))
+    lines += ["## Provenance", "", *markdown_table(facts), ""]
     if loaded.superseded:
         lines += [
             f"{loaded.superseded:,} older records of the same subjects stay in the store and are not shown.",
             "",
         ]
     return "\n".join(lines)
+
+
+def _behind(finding: Finding) -> str:
+    """How sure a finding is and what it costs, as sentences behind it."""
+    said = [finding.sure, f"Cost: {finding.cost}." if finding.cost else ""]
+    return "".join(f" {escape_markdown(text)}" for text in said if text)

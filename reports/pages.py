@@ -1,36 +1,53 @@
-"""The report itself: one self-contained page, its Markdown twin, and the tidy figures as CSV."""
+"""The report itself: a small site of self-contained pages, its Markdown twin, and the tidy figures as CSV."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bench.results.files import fault, replace_file
-from bench.results.records import now
-from reports.comparison import Comparison, Group, asked_of, compare
-from reports.figures import error_map, quality_chart
-from reports.kernels import kernel_table
+from reports.comparison import Comparison, asked_of, compare
+from reports.contests import Contests, contests
+from reports.figures.speed import speedup_charts
+from reports.figures.style import Chart
+from reports.kernels import KERNEL_NOTE, kernel_tables
+from reports.layout import Explorer, Page, render
 from reports.load import Loaded, load
 from reports.markdown import markdown_page
 from reports.overview import headline, overview
 from reports.provenance import cells_table, facts_table
-from reports.tables import (
-    Table,
-    cost_table,
-    other_table,
-    problem_table,
-    quality_table,
-    title_of,
-)
+from reports.results_table import FILTERS, results_table
+from reports.sections import section
+from reports.tables import problem_table
 from reports.tidy_csv import csv_lines
-from reports.wording import clean
+from reports.verdicts import Values
 
-TEMPLATES = Path(__file__).parent / "templates"
+TITLE: Final = "Pruning comparison"
+PAGES: Final = (
+    Page("index.html", "Overview"),
+    Page("results.html", "All results"),
+    Page("provenance.html", "Provenance"),
+)
+MOST_SECTIONS: Final = 12
+"""Groups shown whole, with plots and verdicts, on the overview page."""
+MOST_KERNEL_TABLES: Final = 24
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A section that another module adds to the overview page: `template` sees it as `slot`."""
+
+    name: str
+    title: str
+    template: str
+    context: dict[str, Any] = field(default_factory=dict)
+    charts: tuple[Chart, ...] = ()
+
+
+SLOTS: list[Callable[[Comparison], Slot | None]] = []
+"""Makers of further sections, in order; one that has nothing to show gives None."""
 
 
 @dataclass(frozen=True)
@@ -38,38 +55,19 @@ class Report:
     """The files a report consists of."""
 
     page: Path
+    results: Path
+    provenance: Path
     markdown: Path
     csv: Path
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All of them, the page first."""
-        return (self.page, self.markdown, self.csv)
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A Vega-Lite specification with its caption and the id of its place on the page."""
-
-    name: str
-    caption: str
-    specification: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the page shows of one group."""
-
-    name: str
-    title: str
-    note: str
-    tables: tuple[Table, ...]
-    other: Table
-    charts: tuple[Chart, ...]
+        return (self.page, self.results, self.provenance, self.markdown, self.csv)
 
 
 def write_report(out: Path, destination: Path | None = None) -> Report:
-    """Write index.html, report.md and results.csv of the store in `out` to `destination`, or OUT/report.
+    """Write three linked pages, report.md and results.csv of the store in `out` to `destination`, or OUT/report.
 
     Each file is replaced whole or left as it was. Raises `StoreError` for a store that cannot be read,
     `MachineError` where the files cannot be written.
@@ -77,10 +75,14 @@ def write_report(out: Path, destination: Path | None = None) -> Report:
     loaded = load(Path(out))
     folder = Path(destination) if destination is not None else Path(out) / "report"
     comparison = compare(loaded.records)
-    report = Report(folder / "index.html", folder / "report.md", folder / "results.csv")
+    judged = contests(comparison.groups[:MOST_SECTIONS], Values(Path(out)))
+    names = ("index.html", "results.html", "provenance.html", "report.md", "results.csv")
+    report = Report(*(folder / name for name in names))
     texts = {
-        report.page: render_page(loaded, comparison),
-        report.markdown: markdown_page(loaded, comparison),
+        report.page: render_overview(loaded, comparison, judged),
+        report.results: render_results(comparison),
+        report.provenance: render_provenance(loaded, comparison),
+        report.markdown: markdown_page(loaded, comparison, judged),
         report.csv: "".join(f"{line}\n" for line in csv_lines(loaded.records)),
     }
     path = folder
@@ -93,84 +95,68 @@ def write_report(out: Path, destination: Path | None = None) -> Report:
     return report
 
 
-def render_page(loaded: Loaded, comparison: Comparison) -> str:
-    """The page as one HTML text that loads nothing from anywhere."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sections = [_section(index, group) for index, group in enumerate(comparison.groups, 1)]
-    scripts = []
-    if any(section.charts for section in sections):
-        scripts = [_bundle(), (TEMPLATES / "charts.js").read_text(encoding="utf-8")]
-    return environment.get_template("report.html.j2").render(
-        policy=_policy(scripts),
-        style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
-        scripts=scripts,
+def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests) -> str:
+    """The first page: what to take in words, then every group with its tables, verdicts and plots."""
+    shown = comparison.groups[:MOST_SECTIONS]
+    sections = [
+        section(index, group, judged.get(group.key, ()), comparison.groups)
+        for index, group in enumerate(shown, 1)
+    ]
+    kernels = kernel_tables(comparison.kernels)
+    speedups = [
+        Chart(f"kernels-{number}", caption, specification)
+        for number, (_, specification, caption) in enumerate(speedup_charts(comparison.kernels), 1)
+    ]
+    slots = [slot for make in SLOTS if (slot := make(comparison)) is not None]
+    charts = [chart for entry in sections for chart in entry.drawn]
+    return render(
+        "overview.html.j2",
+        title=TITLE,
+        charts=[*charts, *speedups, *(chart for slot in slots for chart in slot.charts)],
+        tables=bool(sections or kernels),
+        page="index.html",
+        pages=PAGES,
         headline=headline(comparison),
-        overview=overview(comparison),
+        overview=overview(comparison, judged)[:MOST_SECTIONS],
+        more_groups=len(comparison.groups) - len(shown),
         sections=sections,
-        kernels=kernel_table(comparison.kernels),
+        slots=slots,
+        kernels=kernels[:MOST_KERNEL_TABLES],
+        more_kernels=max(0, len(kernels) - MOST_KERNEL_TABLES),
+        kernel_note=KERNEL_NOTE,
+        speedups=speedups,
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),
         warnings=[
             (f"{record.model} {asked_of(record)} {record.target}", text)
             for record, text in comparison.warnings
         ],
-        facts=facts_table(comparison.records),
-        cells=cells_table(comparison.records),
-        superseded=loaded.superseded,
         damage=loaded.damage,
-        made=now()[:16].replace("T", " "),
-        clean=clean,
     )
 
 
-def _section(index: int, group: Group) -> Section:
-    charts = []
-    quality = quality_chart(group)
-    if quality is not None:
-        caption = "Perplexity by target and method; the dashed line is the dense model."
-        charts.append(Chart(f"chart-{index}-quality", caption, quality))
-    errors = error_map(group)
-    if errors is not None:
-        charts.append(Chart(f"chart-{index}-errors", errors[1], errors[0]))
-    tables = tuple(
-        table for table in (quality_table(group), cost_table(group)) if len(table.columns) > table.headers
-    )
-    return Section(
-        name=f"group-{index}",
-        title=title_of(group),
-        note=f"Model revision {clean(group.revision)}." if group.revision else "",
-        tables=tables,
-        other=other_table(group),
-        charts=tuple(charts),
+def render_results(comparison: Comparison) -> str:
+    """Every row of every group in one table to sort and filter."""
+    return render(
+        "results.html.j2",
+        title=f"All results · {TITLE}",
+        tables=True,
+        page="results.html",
+        pages=PAGES,
+        results=Explorer("results", results_table(comparison.groups), FILTERS),
     )
 
 
-@cache
-def _bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, from the installed packages."""
-    import altair as alt
-    import vl_convert
-
-    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
-    # Inside <script> these three would end or bend the element; in strings the escape means the same.
-    return re.sub(r"<(?=/script|script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
-
-
-def _policy(scripts: list[str]) -> str:
-    hashes = [
-        base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") for text in scripts
-    ]
-    allowed = " ".join(f"'sha256-{entry}'" for entry in hashes) or "'none'"
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+def render_provenance(loaded: Loaded, comparison: Comparison) -> str:
+    """Where the figures come from: shared facts, and every recorded phase with the command that it came from."""
+    records = (*comparison.records, *comparison.kernels)
+    return render(
+        "provenance.html.j2",
+        title=f"Provenance · {TITLE}",
+        tables=True,
+        page="provenance.html",
+        pages=PAGES,
+        facts=facts_table(records),
+        phases=Explorer("phases", cells_table(records), ("Model", "Method", "Target", "Phase", "Outcome")),
+        superseded=loaded.superseded,
     )

@@ -39,7 +39,7 @@ def facts_table(records: Sequence[Record]) -> Table:
 
 
 def cells_table(records: Sequence[Record]) -> Table:
-    """One line per recorded phase: what was asked, with which parameters, when, and how long it took."""
+    """One line per recorded phase: what was asked, with which parameters, when, how long it took, by which command."""
     rows = [
         (
             clean(record.cell[:12], 40),
@@ -53,14 +53,24 @@ def cells_table(records: Sequence[Record]) -> Table:
             clean(record.started[:19], 40),
             ", ".join(f"{clean(key, 60)} {seconds:.2f} s" for key, seconds in record.seconds.items())
             or MISSING,
+            command_of(record),
         )
         for record in records
     ]
     columns = (
         *("Cell", "Model", "Method", "Target", "Seed", "Phase", "Outcome", "Weights", "Parameters"),
-        *("Started (UTC)", "Wall time"),
+        *("Started (UTC)", "Wall time", "Command"),
     )
-    return Table("Recorded phases", columns, tuple(rows), 4)
+    return Table("Recorded phases", columns, tuple(rows), 4, words=len(columns) - 4)
+
+
+def command_of(record: Record) -> str:
+    """The command that a record came from, as one would type it; a run in another folder finds the same cell."""
+    command = record.provenance.get("command")
+    if not isinstance(command, list) or not command:
+        return MISSING
+    words = [clean(word, 600) for word in command]
+    return shlex.join(words if words[0] == "bench" else ["bench", *words])
 
 
 def _facts(record: Record) -> Iterator[tuple[str, str]]:

@@ -105,6 +105,7 @@ class Shown(str):
     order: float | None
 
     def __new__(cls, text: str, order: float | None) -> Shown:
+        """The text of the cell; a number that is none sorts as missing."""
         shown = super().__new__(cls, text)
         shown.order = None if order is None or math.isnan(order) else float(order)
         return shown
@@ -123,6 +124,11 @@ class Table:
     headers: int
     words: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def bare(self) -> Table:
+        """The table without its notes, where they stand once below several."""
+        return replace(self, notes=())
 
     @property
     def figures(self) -> range:

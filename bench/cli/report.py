@@ -52,9 +52,12 @@ def command(ctx: click.Context, out: Path, form: str) -> None:
         print_json([_plain(row) for row in tidy(found.records)])
     elif form == "markdown":
         from reports.comparison import compare
+        from reports.contests import contests
         from reports.markdown import markdown_page
+        from reports.verdicts import Values
 
-        click.echo(markdown_page(found, compare(found.records)))
+        comparison = compare(found.records)
+        click.echo(markdown_page(found, comparison, contests(comparison.groups, Values(out))))
     else:
         from reports.terminal import terminal_table
 

@@ -1,12 +1,11 @@
 "use strict";
-// Draws every chart of the page from the data beside it. `ast` makes Vega interpret its expressions, so that the
-// page's content security policy need not allow code made from text.
+// Draws every plot of the page from the data beside it. `ast` makes Vega interpret its expressions, and its styles
+// come from the page's own sheet, so that the content security policy allows neither code nor styles made from text.
 for (const source of document.querySelectorAll("script[data-chart]")) {
   const place = document.getElementById(source.dataset.chart);
-  const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
-  const options = { actions: false, renderer: "svg", ast: true, tooltip: { theme: dark ? "dark" : "light" } };
+  const options = { actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
   window.vegaEmbed(place, JSON.parse(source.textContent), options).catch((error) => {
-    place.textContent = "This chart could not be drawn; the tables hold the same figures.";
+    place.textContent = "This plot could not be drawn; the tables hold the same figures.";
     console.error(error);
   });
 }
