@@ -42,12 +42,15 @@ class Ratios:
 def ratios(record: Record, metric: str, out: Path) -> Ratios:
     """The ratios of one timed metric of a record of the store in `out`.
 
-    Kernel rows: seconds over those of torch's dense product in the same turn. Decoding: speeds over
-    transformers' generate between the same rounds; speed-ups are ratios already. Pruning and training: seconds over
+    Kernel rows: seconds over those of torch's dense product in the same turn, CPU seconds where one thread ran.
+    Decoding: speeds over transformers' generate between the same rounds; speed-ups are ratios already. Pruning and training: seconds over
     those of the matrix product timed around them.
     """
     arrays = _arrays(record, out) if record.phase in ("kernels", "decode") else {}
     if record.phase == "kernels":
+        # One thread's own CPU time is its time on a quiet machine; those of several may overlap or wait.
+        if record.parameters.get("threads") == 1 and "cpu_times" in arrays:
+            return _divided(arrays, "cpu_times", "reference_cpu_times", f"{_LINEAR}, CPU times")
         return _divided(arrays, "times", "reference_times", _LINEAR)
     if record.phase == "decode":
         if metric.startswith("decode_speedup"):

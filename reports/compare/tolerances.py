@@ -27,13 +27,15 @@ class _Model(BaseModel):
 class Limit(_Model):
     """A change beyond both `relative` (of BASE) and `absolute` (in the figure's unit) counts.
 
-    `significant`: only where a test says so, too. `time` and `memory` are compared in equal environments only.
+    `significant`: only where a test says so, too. `time` and `memory` are compared in equal environments only. Times are
+    judged over all cells of a method; a cell that has repeats of its own is judged by itself, too, beyond `alone`.
     """
 
     kind: Kind
     better: Better
     relative: Share = 0.0
     absolute: Share = 0.0
+    alone: Share = 1.0
     significant: bool = False
 
     def allowed(self, base: float) -> float:
@@ -46,6 +48,7 @@ class _Change(_Model):
     better: Better | None = None
     relative: Share | None = None
     absolute: Share | None = None
+    alone: Share | None = None
     significant: bool | None = None
 
 

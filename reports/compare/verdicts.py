@@ -115,7 +115,7 @@ def compare_stores(base: Path, new: Path, limits: Tolerances, *, missing_allowed
 class _Open:
     """A figure still to be judged: with what its test needs, or decided already (`limit` None).
 
-    `windows`: NEW - BASE float64 [windows]; `repeats`: ratios of both; `pool`: what single times are taken together by.
+    `windows`: NEW - BASE float64 [windows]; `repeats`: ratios of both; `pool`: what times are taken together by.
     """
 
     change: Change
@@ -207,50 +207,39 @@ def _timed(pair: Pair, change: Change, limit: Limit, stores: tuple[Values, Value
             replace(change, reason=f"reference operators differ: {first.reference}; {second.reference}")
         )
     change = replace(change, before=first.median, after=second.median, unit="1", reference=first.reference)
-    if min(len(first.values), len(second.values)) >= FEWEST_REPEATS:
-        return _Open(change, limit, repeats=(first, second))
     base = pair.base
     pool = (base.phase, change.metric, change.method, base.dtype, first.reference, base.environment)
-    return _Open(change, limit, pool=pool)
+    several = min(len(first.values), len(second.values)) >= FEWEST_REPEATS
+    return _Open(change, limit, repeats=(first, second) if several else None, pool=pool)
 
 
 def _judged(found: Sequence[_Open], level: float) -> Iterator[Change]:
-    """Quality and times are two families of tests, corrected each by itself."""
+    """Quality, times over cells and times of single cells are families of tests, corrected each by itself."""
     tested = [entry for entry in found if entry.windows is not None and np.ptp(entry.windows) != 0]
-    tests = dict(
-        zip(
-            map(id, tested),
-            differences([entry.windows[None] for entry in tested if entry.windows is not None]),
-            strict=True,
-        )
-    )
+    samples = [entry.windows[None] for entry in tested if entry.windows is not None]
+    tests = dict(zip(map(id, tested), differences(samples), strict=True))
+    repeated = [entry for entry in found if entry.repeats is not None]
+    own = [of_repeats(*(side.values for side in entry.repeats)) for entry in repeated if entry.repeats]
+    tests |= dict(zip(map(id, repeated), holm(own), strict=True))
     pools: dict[tuple[str, ...], list[_Open]] = {}
     for entry in found:
         if entry.pool:
             pools.setdefault(entry.pool, []).append(entry)
-    timed = [entry for entry in found if entry.repeats is not None]
-    times: list[Difference] = [
-        of_repeats(entry.repeats[0].values, entry.repeats[1].values) for entry in timed if entry.repeats
-    ]
     large = {key: members for key, members in pools.items() if len(members) >= FEWEST_CELLS}
-    times += [of_cells([_logarithm(entry.change) for entry in members]) for members in large.values()]
-    judged = holm(times)
-    tests |= dict(zip(map(id, timed), judged[: len(timed)], strict=True))
     for entry in found:
         if entry.limit is None:
             yield entry.change
-        elif entry.pool:
-            few = entry.pool not in large
-            reason = (
-                f"single times of {len(pools[entry.pool])} cells, {FEWEST_CELLS} are needed"
-                if few
-                else "judged together"
-            )
-            if few:
-                yield replace(entry.change, reason=reason)
-        else:
+        elif not entry.pool:
             yield _settled(entry, tests.get(id(entry)), level)
-    for members, difference in zip(large.values(), judged[len(timed) :], strict=True):
+        elif entry.repeats is not None:
+            alone = entry.limit.model_copy(update={"relative": entry.limit.alone})
+            single = replace(entry, limit=alone) if entry.pool in large else entry
+            yield _settled(single, tests.get(id(entry)), level)
+        elif entry.pool not in large:
+            few = f"single times of {len(pools[entry.pool])} cells, {FEWEST_CELLS} are needed"
+            yield replace(entry.change, reason=few)
+    together = [of_cells([_logarithm(entry.change) for entry in members]) for members in large.values()]
+    for members, difference in zip(large.values(), holm(together), strict=True):
         yield _settled(_pooled(members), difference, level)
 
 
@@ -259,7 +248,7 @@ def _logarithm(change: Change) -> float:
 
 
 def _pooled(members: Sequence[_Open]) -> _Open:
-    """Single times of one method's cells as one figure: the geometric mean of their ratios."""
+    """The times of one method's cells as one figure: the geometric mean of their ratios."""
     first = members[0].change
     models = dict.fromkeys(entry.change.model for entry in members)
     before, after = (
@@ -271,7 +260,9 @@ def _pooled(members: Sequence[_Open]) -> _Open:
     )
     change = replace(
         first,
-        model=first.model if len(models) == 1 else f"{len(models)} models",
+        model=first.model
+        if len(models) == 1
+        else f"{len(models)} {'shapes' if first.phase == 'kernels' else 'models'}",
         target=f"{len(members)} cells",
         seed=None,
         before=before,

@@ -81,8 +81,18 @@ def comparison(
     method: str, metric: str, kind: str = "quality", new: float = 2.0, **more: Any
 ) -> dict[str, Any]:
     return {
-        **{"model": "nano-opt", "method": method, "target": "50%", "seed": 0, "metric": metric, "kind": kind},
-        **{"base": 1.0, "new": new, "relative": new - 1.0, "verdict": "regressed", "reason": "", **more},
+        "model": "nano-opt",
+        "method": method,
+        "target": "50%",
+        "seed": 0,
+        "metric": metric,
+        "kind": kind,
+        "base": 1.0,
+        "new": new,
+        "relative": new - 1.0,
+        "verdict": "regressed",
+        "reason": "",
+        **more,
     }
 
 
