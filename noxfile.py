@@ -21,7 +21,16 @@ SOURCES = ("bench", "methods", "reports", "tests", ".ci", "noxfile.py")
 NIGHTLY = Path(".ci/nightly")
 BASELINE = Path("studies/nightly")
 KERNELS = (
-    *("--shapes", "4096x1024,2048x4096", "--batch", "1,4", "--sparsity", "0.5", "--pattern", "unstructured,2:4"),
+    *(
+        "--shapes",
+        "4096x1024,2048x4096",
+        "--batch",
+        "1,4",
+        "--sparsity",
+        "0.5",
+        "--pattern",
+        "unstructured,2:4",
+    ),
     *("--format", "bitmap,nm,dense", "--threads", "1", "--repeats", "15"),
 )
 """What `bench kernels` measures every night: small, and large enough not to lie in a cache."""

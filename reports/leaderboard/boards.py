@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from reports.comparison import target_order
 from reports.leaderboard.entries import Entry, Ground, Routed, collect
+from reports.targets import target_order
 from reports.verdicts import PERPLEXITY, Pair, Sample, judge, sample
 
 __all__ = ["Board", "Placed", "boards"]

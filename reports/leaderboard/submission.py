@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ STORES: Final = "stores"
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STANDARD: Final = ("nano/", "lab/", "paper/")
-_PATH: Final = re.compile(r"(?:[A-Za-z]:)?[~/\\][^\s=,:]*[/\\]([^\s/\\=,:]+)")
+_PATH: Final = re.compile(r"[~/\\][^\s=,:]*[/\\]([^\s/\\=,:]+)")
 
 
 @dataclass(frozen=True)
@@ -161,16 +160,12 @@ def _private(facts: dict[str, Any]) -> dict[str, Any]:
 
 def as_json(submission: Submission) -> dict[str, Any]:
     """What was found, for programs."""
-    return json.loads(
-        json.dumps(
-            {
-                "store": str(submission.out),
-                "accepted": not submission.missing,
-                "missing": list(submission.missing),
-                "notes": list(submission.notes),
-            }
-        )
-    )
+    return {
+        "store": str(submission.out),
+        "accepted": not submission.missing,
+        "missing": list(submission.missing),
+        "notes": list(submission.notes),
+    }
 
 
 def listed(missing: Iterable[str]) -> str:
