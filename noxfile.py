@@ -174,17 +174,22 @@ def nightly(session: nox.Session) -> None:
 
 @nox.session
 def baseline(session: nox.Session) -> None:
-    """Measure the nightly baseline anew, in the place of the committed one, and show what moved: review, then commit."""
+    """Measure the nightly baseline anew, in the place of the committed one, and show what moved: review, then commit.
+
+    `-- --config FILE --baseline DIR` renews another one, as in `nightly`.
+    """
     session.install("-q", *PINS, "-e", ".[recover]")
+    config = Path(_option(session, "--config") or NIGHTLY / "nightly.yaml")
+    kept = Path(_option(session, "--baseline") or BASELINE)
     fresh = Path("runs") / "baseline"
-    _measure(session, NIGHTLY / "nightly.yaml", fresh, ("bench",))
-    if BASELINE.exists():
-        session.run("bench", "compare", str(BASELINE), str(fresh), "--all", success_codes=[0, 1, 2])
-        shutil.rmtree(BASELINE)
+    _measure(session, config, fresh, ("bench",))
+    if kept.exists():
+        session.run("bench", "compare", str(kept), str(fresh), "--all", success_codes=[0, 1, 2])
+        shutil.rmtree(kept)
     for name in ("records", "values"):
-        shutil.copytree(fresh / name, BASELINE / name)
-    shutil.copy(fresh / "store.json", BASELINE / "store.json")
-    session.run("git", "status", "--short", str(BASELINE), external=True, success_codes=[0, 128])
+        shutil.copytree(fresh / name, kept / name)
+    shutil.copy(fresh / "store.json", kept / "store.json")
+    session.run("git", "status", "--short", str(kept), external=True, success_codes=[0, 128])
 
 
 def _measure(session: nox.Session, config: Path, out: Path, bench: tuple[str, ...]) -> None:
