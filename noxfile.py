@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -18,7 +19,23 @@ PINS = ("-c", "constraints.txt")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 IN_PARALLEL = ("-n", "auto", "--dist", "loadfile", "--benchmark-disable")
 """A file's tests stay in one process, since they share fixtures."""
-SOURCES = ("bench", "methods", "reports", "tests", "noxfile.py")
+SOURCES = ("bench", "methods", "reports", "tests", ".ci", "noxfile.py")
+NIGHTLY = Path(".ci/nightly")
+BASELINE = Path("studies/nightly")
+KERNELS = (
+    *(
+        "--shapes",
+        "4096x1024,2048x4096",
+        "--batch",
+        "1,4",
+        "--sparsity",
+        "0.5",
+        "--pattern",
+        "unstructured,2:4",
+    ),
+    *("--format", "bitmap,nm,dense", "--threads", "1", "--repeats", "15"),
+)
+"""What `bench kernels` measures every night: small, and large enough not to lie in a cache."""
 
 
 @nox.session
@@ -51,12 +68,14 @@ def minimums(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and import contracts."""
-    session.install("-q", *PINS, "ruff", "clang-format", "import-linter")
+    session.install("-q", *PINS, "check-jsonschema", "ruff", "clang-format", "import-linter")
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
     native = sorted(str(path) for suffix in ("h", "cpp", "cu") for path in Path("cuda").rglob(f"*.{suffix}"))
     session.run("clang-format", "--dry-run", "-Werror", *native)
     session.run("lint-imports")
+    workflows = sorted(str(path) for path in Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
 
 
 @nox.session
@@ -131,6 +150,64 @@ def speed(session: nox.Session) -> None:
         "--benchmark-autosave",
         *session.posargs,
     )
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Run the nightly grid, judge it against the baseline, and write summary, report and leaderboard to runs/nightly.
+
+    `-- --config FILE --baseline DIR` takes another grid (.ci/nightly) and another store to judge by. `-- --plant NAME` makes
+    one thing worse on purpose (tests/planted.py), to see the gate close.
+    """
+    session.install("-q", *PINS, "-e", ".[recover]")
+    config = Path(_option(session, "--config") or NIGHTLY / "nightly.yaml")
+    baseline = Path(_option(session, "--baseline") or BASELINE)
+    plant = _option(session, "--plant")
+    out = Path("runs") / "nightly"
+    _measure(session, config, out, ("python", "tests/planted.py", plant) if plant else ("bench",))
+    compare = ("bench", "compare", str(baseline), str(out))
+    for form, name in (("markdown", "summary.md"), ("json", "compare.json")):
+        with (out / name).open("w", encoding="utf-8") as file:
+            session.run(*compare, "--format", form, stdout=file, success_codes=[0, 1])
+    session.run("bench", "report", "--out", str(out), "--format", "html")
+    session.run("bench", "leaderboard", str(out), "--out", str(out / "leaderboard"))
+    session.run(*compare)  # last, so that what it says, and its exit code, end the session
+
+
+@nox.session
+def baseline(session: nox.Session) -> None:
+    """Measure the nightly baseline anew, in the place of the committed one, and show what moved: review, then commit.
+
+    `-- --config FILE --baseline DIR` renews another one, as in `nightly`.
+    """
+    session.install("-q", *PINS, "-e", ".[recover]")
+    config = Path(_option(session, "--config") or NIGHTLY / "nightly.yaml")
+    kept = Path(_option(session, "--baseline") or BASELINE)
+    fresh = Path("runs") / "baseline"
+    _measure(session, config, fresh, ("bench",))
+    if kept.exists():
+        session.run("bench", "compare", str(kept), str(fresh), "--all", success_codes=[0, 1, 2])
+        shutil.rmtree(kept)
+    for name in ("records", "values"):
+        shutil.copytree(fresh / name, kept / name)
+    shutil.copy(fresh / "store.json", kept / "store.json")
+    session.run("git", "status", "--short", str(kept), external=True, success_codes=[0, 128])
+
+
+def _measure(session: nox.Session, config: Path, out: Path, bench: tuple[str, ...]) -> None:
+    """The grid and the kernels, in a folder of their own: figures of another night must not stand in for these."""
+    shutil.rmtree(out, ignore_errors=True)
+    if config.name == "smollm2.yaml":
+        session.run("bench", "pull", "smollm2-135m")
+    session.run(*bench, "run", "--config", str(config), "--out", str(out), success_codes=[0, 1])
+    if config.name != "smollm2.yaml":
+        session.run(*bench, "kernels", *KERNELS, "--out", str(out))
+
+
+def _option(session: nox.Session, name: str) -> str:
+    """The word behind an option of the session's own, empty where it was not given."""
+    words = list(session.posargs)
+    return words[words.index(name) + 1] if name in words[:-1] else ""
 
 
 @nox.session

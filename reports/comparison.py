@@ -199,9 +199,9 @@ def _place(groups: Slots, record: Record, parts: Parts) -> None:
     environment = record.environment if record.phase in TIMED_PHASES else ""
     key = Key(
         record.model,
-        _revision(record),
+        revision_of(record),
         record.protocol,
-        _text(record),
+        evaluated_on(record),
         environment,
         bool(recovery_of(record)),
     )
@@ -220,13 +220,14 @@ def _fact(record: Record, name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _revision(record: Record) -> str:
+def revision_of(record: Record) -> str:
+    """The model's revision or file hash; empty where none was recorded."""
     model = record.provenance.get("model")
     revision = model.get("revision") if isinstance(model, dict) else None
     return revision if isinstance(revision, str) else ""
 
 
-def _text(record: Record) -> str:
+def evaluated_on(record: Record) -> str:
     """Digest of what the model was evaluated on: the tokens, or the tasks with their data; empty for a prune."""
     evaluation = record.provenance.get("evaluation")
     tokens = evaluation.get("tokens_sha256") if isinstance(evaluation, dict) else None
@@ -277,7 +278,7 @@ def _row(identity: Identity, members: Sequence[Parts], variant: str = "") -> Row
     units: dict[tuple[str, str], str] = {}
     for parts in members:
         for record in parts:
-            for metric in (*record.metrics, *_derived(record)):
+            for metric in (*record.metrics, *derived(record)):
                 values.setdefault((record.phase, metric.name), []).append(metric.value)
                 units[record.phase, metric.name] = metric.unit
     method, target, calibration, dtype, parameters = identity
@@ -300,7 +301,7 @@ def _row(identity: Identity, members: Sequence[Parts], variant: str = "") -> Row
     )
 
 
-def _derived(record: Record) -> tuple[Metric, ...]:
+def derived(record: Record) -> tuple[Metric, ...]:
     """What the phase added to the memory that the process held before it, where both were measured."""
     peak, base = record.metric("peak_memory"), record.metric("base_memory")
     if peak is None or base is None:

@@ -43,10 +43,12 @@ def _visible(character: str) -> str:
 
 
 def escape_markdown(text: Any) -> str:
-    """`clean` text that Markdown and the HTML in it show literally; bare addresses do not become links."""
+    """`clean` text that Markdown and the HTML in it show literally; bare addresses do not become links, nor names mentions."""
     shown = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     shown = re.sub(r"([\\`*\[\]|~#])", r"\\\1", shown)
     shown = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", shown)
+    # A mention would notify people; `sparsegpt@owl` is none.
+    shown = re.sub(r"(?<!\w)@(?=\w)", "@&#8203;", shown)
     shown = re.sub(r"^([+-]|\d+[.)])(?=\s|$)", r"\\\1", shown)
     return shown.replace("://", ":&#47;&#47;").replace("www.", "www&#46;")
 

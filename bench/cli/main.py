@@ -26,6 +26,8 @@ COMMANDS = {
     "wandb-sync": ("bench.cli.wandb_sync", "Mirror a run's results to Weights & Biases, and upload them."),
     "published": ("bench.cli.published", "Show the figures that papers print, with their sources."),
     "reproduce": ("bench.cli.reproduce", "Run what would reproduce a published table."),
+    "compare": ("bench.cli.compare", "Judge a run against a baseline: what got better or worse."),
+    "leaderboard": ("bench.cli.leaderboard", "Rank methods over stores, where their figures compare."),
     "completion": ("bench.cli.completion", "Print a shell completion script."),
 }
 

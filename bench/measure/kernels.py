@@ -44,7 +44,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One format at one batch size. ``times`` float64 [repeats], s a product; see ``bench kernels`` for the rest."""
+    """One format at one batch size. ``times`` float64 [repeats], s a product; see ``bench kernels`` for the rest.
+
+    ``reference_times`` are those of torch's ``F.linear`` in the same turns, which no change of ours moves. The CPU times
+    of both are this process's alone: other work on the machine hardly moves them.
+    """
 
     format: str
     batch: int
@@ -54,6 +58,9 @@ class Measured:
     baseline: str
     baseline_times: NDArray[np.float64]
     own_times: NDArray[np.float64]
+    reference_times: NDArray[np.float64]
+    cpu_times: NDArray[np.float64]
+    reference_cpu_times: NDArray[np.float64]
     error: float
     allowed: float
     roofline: float
@@ -153,18 +160,21 @@ class Prepared:
         }
         errors = {name: self._error(way, x) for name, way in ways.items()}
         names = list(ways)
-        found: dict[str, list[float]] = {name: [] for name in names}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for turn in range(WARMUPS + repeats):
             for place in range(len(names)):
                 name = names[(turn + place) % len(names)]
                 calls = ways[name].calls
-                began = time.perf_counter()
+                began, busy = time.perf_counter(), time.process_time()
                 for call in calls:
                     call(x)
-                took = (time.perf_counter() - began) / len(calls)
+                took = (time.perf_counter() - began) / len(calls), (time.process_time() - busy) / len(calls)
                 if turn >= WARMUPS:
                     found[name].append(took)
-        times = {name: np.array(values) for name, values in found.items()}
+        times, cpu = (
+            {name: np.array([took[place] for took in values]) for name, values in found.items()}
+            for place in (0, 1)
+        )
         best = min(self.baselines, key=lambda name: float(np.median(times[name])))
         allowed = self._allowed(errors["F.linear"])
         measured = []
@@ -181,6 +191,9 @@ class Prepared:
                     baseline=best,
                     baseline_times=times[best],
                     own_times=times["ours"],
+                    reference_times=times["F.linear"],
+                    cpu_times=cpu[way],
+                    reference_cpu_times=cpu["F.linear"],
                     error=errors[way],
                     allowed=allowed,
                     roofline=share,

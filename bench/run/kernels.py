@@ -181,6 +181,9 @@ def _record(
         "times": found.times,
         "best_dense_times": found.baseline_times,
         "own_dense_times": found.own_times,
+        "reference_times": found.reference_times,
+        "cpu_times": found.cpu_times,
+        "reference_cpu_times": found.reference_cpu_times,
     }
     wrong = figure["verdict"] == "wrong"
     units = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.measure.memory import PeakMemory
+from bench.measure.reference import Reference
 from bench.plan.machine import batch_tokens
 from bench.results.records import MatrixFigures, Metric
 from bench.run import guards
@@ -100,10 +101,17 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     )
     pruner = registry.get(cell.method, dict(cell.parameters), cell.layers, cell.recovery)
     source = source_of(cell, subject)
+    reference = Reference(cell.device)
+    reference.sample()
     with PeakMemory(cell.device) as memory:
         report = pruner.prune(source, calibration, Target.parse(cell.target), blocks, run)
+    reference.sample()
     pruned = source_of(cell, subject, blocks.folder)
-    provenance: dict[str, Any] = {"heldout": heldout.provenance, "resumed_blocks": report.resumed_blocks}
+    provenance: dict[str, Any] = {
+        "heldout": heldout.provenance,
+        "resumed_blocks": report.resumed_blocks,
+        "reference": reference.facts(),
+    }
     if drawn is not None:
         provenance["calibration"] = drawn.provenance
     if report.outside is not None:

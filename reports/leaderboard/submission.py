@@ -1,0 +1,173 @@
+"""Taking a store into a leaderboard: everything that is missing is said at once; what is copied is checked and cleaned."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bench.results.current import current
+from bench.results.files import fault
+from bench.results.records import Record
+from bench.results.segments import Store
+from bench.results.values import FOLDER, load_values
+from methods.errors import MachineError, StoreError
+from reports.comparison import DENSE, QUALITY_PHASE, SIZE_PHASE, evaluated_on, revision_of
+from reports.wording import clean
+
+__all__ = ["STORES", "Submission", "accept", "examine", "stores_of"]
+
+STORES: Final = "stores"
+"""Where a leaderboard's folder keeps the stores that it took in."""
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_STANDARD: Final = ("nano/", "lab/", "paper/")
+_PATH: Final = re.compile(r"[~/\\][^\s=,:]*[/\\]([^\s/\\=,:]+)")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A store as it was looked through: `missing` is what keeps it out, `notes` what readers will be told."""
+
+    out: Path
+    records: tuple[Record, ...]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def examine(out: Path) -> Submission:
+    """Look a store through. Raises `StoreError` where there is none, or one of a newer format, and `MachineError`."""
+    store = Store(out)
+    history = store.history()
+    records = tuple(current(history))
+    done = [record for record in records if record.status == "done"]
+    missing = [f"damaged: {clean(piece, 200)}" for piece in store.torn]
+    missing += [
+        f"{_named(record)}: {record.phase} failed ({clean(record.reason, 200) or 'no reason recorded'}): run it again"
+        for record in records
+        if record.status == "failed"
+    ]
+    evaluated = [record for record in done if record.phase == QUALITY_PHASE]
+    if not any(record.method != DENSE for record in evaluated):
+        missing.append("no pruned model was evaluated: run with --eval perplexity")
+    missing += _problems(done, evaluated, out)
+    changed = sum(str(record.provenance.get("commit", "")).endswith("+changes") for record in evaluated)
+    notes = [f"{changed} of {len(evaluated)} evaluations ran from a changed source tree"] if changed else []
+    return Submission(out, records, tuple(dict.fromkeys(missing)), tuple(notes))
+
+
+def _problems(done: Sequence[Record], evaluated: Sequence[Record], out: Path) -> Iterator[str]:
+    prunes = {record.cell for record in done if record.phase == SIZE_PHASE}
+    dense = {_ground(record) for record in evaluated if record.method == DENSE}
+    for record in evaluated:
+        where = _named(record)
+        if not record.protocol.startswith(_STANDARD) or "[" in record.protocol:
+            yield (
+                f"{where}: protocol {clean(record.protocol, 80) or 'none'} is no whole standard one; "
+                "use nano, lab or paper without --windows, --length or --text of your own"
+            )
+        if record.cell not in prunes:
+            yield f"{where}: the record of its pruning is not in the store"
+        if record.method != DENSE and _ground(record) not in dense:
+            yield f"{where}: the dense model was not evaluated under {clean(record.protocol, 80)} in {record.dtype}"
+        if record.calibration and record.seed is None:
+            yield f"{where}: calibrated, but no seed is recorded"
+        for fact, known in _provenance(record):
+            if not known:
+                yield f"{where}: {fact} is not recorded"
+        if not record.values:
+            yield f"{where}: values of single windows are not recorded: run it again with --force"
+    for record in done:
+        if record.values:
+            try:
+                load_values(out, record.values)
+            except (StoreError, MachineError) as error:
+                yield f"{_named(record)}: {clean(error, 300)}"
+
+
+def _provenance(record: Record) -> Iterator[tuple[str, bool]]:
+    facts = record.provenance
+    environment, model = facts.get("environment"), facts.get("model")
+    versions = environment.get("versions") if isinstance(environment, dict) else None
+    yield "the commit of the code", bool(facts.get("commit"))
+    yield "the processor", isinstance(environment, dict) and bool(environment.get("processor"))
+    yield "the version of torch", isinstance(versions, dict) and bool(versions.get("torch"))
+    yield "the model's revision", bool(revision_of(record))
+    yield "the hashes of the model's files", isinstance(model, dict) and bool(model.get("files"))
+    yield "the hash of the evaluated text", bool(evaluated_on(record))
+
+
+def _ground(record: Record) -> tuple[str, ...]:
+    return (record.model, revision_of(record), record.protocol, evaluated_on(record), record.dtype)
+
+
+def _named(record: Record) -> str:
+    seed = "" if record.seed is None else f" seed {record.seed}"
+    return clean(f"{record.model} {record.method} {record.target}{seed}", 160)
+
+
+def stores_of(board: Path) -> list[Path]:
+    """The stores that a leaderboard's folder has taken in, by name."""
+    folder = board / STORES
+    return (
+        sorted(path for path in folder.iterdir() if (path / "store.json").is_file())
+        if folder.is_dir()
+        else []
+    )
+
+
+def accept(submission: Submission, board: Path, name: str) -> Path:
+    """Copy a store that lacks nothing to BOARD/stores/NAME and return that folder.
+
+    Only records that were read and values whose hash was verified are written anew; paths in the recorded commands are
+    cut to their last part. A store of that name is replaced. Raises ValueError for what lacks something or a name that
+    is none, `MachineError` where files cannot be written.
+    """
+    if submission.missing:
+        raise ValueError(f"{len(submission.missing)} things are missing")
+    if not NAME.fullmatch(name):
+        raise ValueError(f"name {name!r:.80}: use letters, digits, dots, dashes and underscores")
+    folder = board / STORES / name
+    fresh = board / STORES / f".{name}.new"
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        with Store(fresh, create=True, writer=re.sub(r"[^A-Za-z0-9_-]", "-", name)) as store:
+            for record in submission.records:
+                store.append(record.model_copy(update={"provenance": _private(record.provenance)}))
+        (fresh / FOLDER).mkdir(exist_ok=True)
+        for values in sorted({record.values for record in submission.records if record.values}):
+            shutil.copyfile(submission.out / FOLDER / values, fresh / FOLDER / values)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    except OSError as error:
+        raise fault("write", folder, error) from error
+    return folder
+
+
+def _private(facts: dict[str, Any]) -> dict[str, Any]:
+    """Provenance whose command names no folder of its machine."""
+    command = facts.get("command")
+    if not isinstance(command, list):
+        return facts
+    return {
+        **facts,
+        "command": [_PATH.sub(r"\1", word) if isinstance(word, str) else word for word in command],
+    }
+
+
+def as_json(submission: Submission) -> dict[str, Any]:
+    """What was found, for programs."""
+    return {
+        "store": str(submission.out),
+        "accepted": not submission.missing,
+        "missing": list(submission.missing),
+        "notes": list(submission.notes),
+    }
+
+
+def listed(missing: Iterable[str]) -> str:
+    """One line a thing, for a terminal."""
+    return "\n".join(f"- {entry}" for entry in missing)

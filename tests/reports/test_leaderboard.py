@@ -1,0 +1,236 @@
+"""The leaderboard: who shares a place, what is kept apart, what a submission lacks, what the page and feed show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sample_records import later, record
+
+from bench.cli.main import main
+from bench.results.records import MatrixFigures, Metric, Record
+from bench.results.segments import Store
+from bench.results.values import FOLDER, save_values
+from reports.leaderboard.boards import Board, boards
+from reports.leaderboard.submission import examine
+
+WINDOWS = np.random.default_rng(0).normal(3.0, 0.5, 80)
+HOSTILE = "<script>alert(1)</script>\u202e\"'&"
+
+Run = tuple[str, str, int | None, float]
+
+
+def provenance(**changes: Any) -> dict[str, Any]:
+    return {
+        "environment": {"processor": "P", "versions": {"torch": "2.13.0"}},
+        "commit": "abcdef0123456789",
+        "command": ["bench", "run", "--out", "/home/me/secret/out", "--models", "path:/home/me/models/x"],
+        "model": {"id": "nano-opt", "revision": "sha256:1", "files": {"model.safetensors": "f"}},
+        "evaluation": {"tokens_sha256": "t"},
+        **changes,
+    }
+
+
+def store(folder: Path, *runs: Run, **changes: Any) -> Path:
+    """A store of runs (method, target, seed, what is added to every window's loss), with the dense model."""
+    rng = np.random.default_rng(len(runs))
+    with Store(folder, create=True) as out:
+        for method, target, seed, added in (("dense", "0%", None, 0.0), *runs):
+            nll = WINDOWS + added + rng.normal(0, 0.02, len(WINDOWS))
+            place = f"{method} {target} {seed} {changes.get('protocol', '')}"
+            fields: dict[str, Any] = {
+                "cell": f"c {place}",
+                "method": method,
+                "target": target,
+                "seed": seed,
+                "calibration": "" if seed is None else "kjv:128xcontext",
+                "provenance": provenance(),
+                "finished": later(seed or 0),
+                **changes,
+            }
+            matrix = MatrixFigures(block=0, name="fc1", rows=4, columns=4, removed=8)
+            out.append(record(**{**fields, "subject": f"p {place}", "protocol": ""}, matrices=(matrix,)))
+            quality = (
+                Metric(name="perplexity", unit="1", value=float(np.exp(nll.mean()))),
+                Metric(name="kl_to_dense", unit="nat/token", value=added),
+            )
+            out.append(
+                record(
+                    **{"protocol": "nano/kjv", **fields},
+                    subject=f"q {place}",
+                    phase="perplexity",
+                    metrics=quality,
+                    values=save_values(folder, {"nll": nll}),
+                )
+            )
+    return folder
+
+
+def places(board: Board) -> dict[str, tuple[int, bool]]:
+    return {placed.entry.name: (placed.place, placed.shared) for placed in board.placed}
+
+
+def test_methods_that_windows_do_not_tell_apart_share_a_place(tmp_path: Path) -> None:
+    runs: list[Run] = [
+        *(("sparsegpt", "50%", seed, 0.10) for seed in (0, 1, 2)),
+        *(("wanda", "50%", seed, 0.10) for seed in (0, 1, 2)),
+        ("magnitude", "50%", None, 0.4),
+        ("sparsegpt", "2:4", 0, 0.2),
+    ]
+    found = boards([store(tmp_path / "s", *runs)])
+    assert [(board.ground.family, board.target) for board in found] == [("OPT", "50%"), ("OPT", "2:4")]
+    assert places(found[0]) == {"sparsegpt": (1, True), "wanda": (1, True), "magnitude": (3, False)}
+    assert "apart" in "".join(placed.why for placed in found[0].placed)
+    assert found[0].placed[0].entry.seeds == (0, 1, 2)
+
+
+def test_only_what_compares_shares_a_table(tmp_path: Path) -> None:
+    run: Run = ("sparsegpt", "50%", 0, 0.1)
+    other = provenance(model={"id": "nano-opt", "revision": "sha256:2", "files": {"m": "f"}})
+    stores = [
+        store(tmp_path / "a", run),
+        store(tmp_path / "protocol", run, protocol="lab/kjv"),
+        store(tmp_path / "files", run, provenance=other),
+        store(tmp_path / "type", run, dtype="bfloat16"),
+        store(tmp_path / "recovered", ("wanda", "50%", 0, 0.0), parameters={"recovery": "lora"}),
+    ]
+    found = boards(stores)
+    assert len(found) == 4 and all(len(board.placed) == 1 for board in found)
+    assert {placed.entry.method for board in found for placed in board.placed} == {"sparsegpt"}
+
+
+def test_history_and_links_stay_when_results_are_added(tmp_path: Path) -> None:
+    first = store(tmp_path / "a", ("sparsegpt", "50%", 0, 0.2))
+    link = boards([first])[0].placed[0].entry.link
+    second = store(
+        tmp_path / "b",
+        ("sparsegpt", "50%", 0, 0.1),
+        ("sparsegpt", "50%", 1, 0.1),
+        ("wanda", "50%", 0, 0.05),
+        finished="2026-03-01T00:00:00+00:00",
+        provenance=provenance(commit="fedcba9876543210"),
+    )
+    board = boards([second, first])[0]
+    entry = next(placed.entry for placed in board.placed if placed.entry.method == "sparsegpt")
+    assert entry.link == link and entry.seeds == (0, 1)
+    assert [(past.day, past.commit) for past in entry.past] == [
+        ("2026-01-02", "abcdef012345"),
+        ("2026-03-01", "fedcba987654"),
+    ]
+    worse, better = (past.perplexity.mean or 0 for past in entry.past)
+    assert worse > better and {result.name for result in entry.results} == {"b"}
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.add(tag)
+        self.ids += [found["id"] or ""] if "id" in found else []
+        self.links += [found["href"] or ""] if "href" in found else []
+
+
+def test_page_and_feed_agree_and_show_hostile_text_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = store(
+        tmp_path / "s",
+        (HOSTILE, "50%", 0, 0.1),
+        ("wanda", HOSTILE, 0, 0.1),
+        model=HOSTILE,
+        provenance=provenance(label=HOSTILE, commit=HOSTILE),
+    )
+    out = tmp_path / "site"
+    assert main(("leaderboard", str(source), "--out", str(out))) == 0
+    assert "2 results in 2 tables of 1 store" in capsys.readouterr().out
+    html = (out / "index.html").read_text(encoding="utf-8")
+    tags = _Tags()
+    tags.feed(html)
+    assert "<script>alert" not in html and "\u202e" not in html and "&lt;script&gt;" in html
+    assert "script" not in tags.tags and len(tags.ids) == len(set(tags.ids))
+    inside = [link[1:] for link in tags.links if link.startswith("#") and link != "#main"]
+    assert inside and set(inside) <= set(tags.ids)
+    feed = json.loads((out / "feed.json").read_text(encoding="utf-8"))
+    assert feed["version"] == "https://jsonfeed.org/version/1.1" and len(feed["items"]) == 2
+    for item in feed["items"]:
+        assert item["url"] == f"index.html#{item['id']}" and item["id"] in tags.ids
+        assert item["_bench"]["place"] == 1 and item["_bench"]["perplexity"]["mean"] > 20
+        assert item["_bench"]["board"] in tags.ids
+
+
+def _cut(folder: Path) -> None:
+    next((folder / FOLDER).iterdir()).write_bytes(b"cut")
+
+
+@pytest.mark.parametrize(
+    ("changes", "then", "said"),
+    [
+        ({"protocol": "nano/kjv[windows=64]"}, None, "is no whole standard one"),
+        ({"provenance": provenance(commit="")}, None, "the commit of the code is not recorded"),
+        ({"provenance": {}}, None, "the model's revision is not recorded"),
+        ({}, _cut, "was altered or cut short"),
+        ({"status": "failed", "reason": "no memory"}, None, "failed (no memory): run it again"),
+    ],
+)
+def test_a_submission_that_lacks_something_is_told_what(
+    changes: dict[str, Any],
+    then: Callable[[Path], None] | None,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = store(tmp_path / "s", ("sparsegpt", "50%", 0, 0.1), **changes)
+    if then is not None:
+        then(source)
+    assert main(("leaderboard", "add", str(source), "--out", str(tmp_path / "site"))) == 1
+    shown = capsys.readouterr()
+    assert said in shown.out and shown.err.count("\n") == 1 and "missing in" in shown.err
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_store_without_dense_or_pruned_results_is_not_enough(tmp_path: Path) -> None:
+    source = store(tmp_path / "s", ("sparsegpt", "50%", 0, 0.1))
+    alone = tmp_path / "alone"
+    with Store(alone, create=True) as out:
+        for entry in Store(source).records():
+            if entry.method != "dense" and entry.phase == "perplexity":
+                out.append(entry)
+    (alone / FOLDER).mkdir()
+    for file in (source / FOLDER).iterdir():
+        (alone / FOLDER / file.name).write_bytes(file.read_bytes())
+    missing = "\n".join(examine(alone).missing)
+    assert "the record of its pruning is not in the store" in missing
+    assert "the dense model was not evaluated under nano/kjv in float32" in missing
+    assert examine(store(tmp_path / "dense")).missing == (
+        "no pruned model was evaluated: run with --eval perplexity",
+    )
+
+
+def test_a_sound_submission_is_copied_without_its_machines_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, site = store(tmp_path / "s", ("sparsegpt", "50%", 0, 0.1)), tmp_path / "site"
+    (source / "secret.txt").write_text("mine")
+    words = ("leaderboard", "add", str(source), "--out", str(site))
+    assert main((*words, "--name", "../x")) == 2
+    assert main((*words, "--check")) == 0 and not site.exists()
+    assert main((*words, "--name", "mine")) == 0 and main((*words, "--name", "mine")) == 0
+    taken: list[Record] = Store(site / "stores" / "mine").records()
+    assert len(taken) == 4 and not (site / "stores" / "mine" / "secret.txt").exists()
+    text = json.dumps([entry.provenance for entry in taken])
+    assert "/home" not in text and '"path:x"' in text and '"out"' in text
+    capsys.readouterr()
+    assert main(("leaderboard", "--out", str(site))) == 0
+    assert "1 result in 1 table of 1 store" in capsys.readouterr().out
+    assert main(("leaderboard", "--out", str(tmp_path / "empty"))) == 2
+    assert main(("leaderboard", "add", str(tmp_path / "none"))) == 2
