@@ -43,8 +43,8 @@ def ratios(record: Record, metric: str, out: Path) -> Ratios:
     """The ratios of one timed metric of a record of the store in `out`.
 
     Kernel rows: seconds over those of torch's dense product in the same turn, CPU seconds where one thread ran.
-    Decoding: speeds over transformers' generate between the same rounds; speed-ups are ratios already. Pruning and training: seconds over
-    those of the matrix product timed around them.
+    Decoding: speeds over transformers' generate between the same rounds; speed-ups are ratios already. Pruning and training:
+    seconds over those of the matrix product timed around them.
     """
     arrays = _arrays(record, out) if record.phase in ("kernels", "decode") else {}
     if record.phase == "kernels":
