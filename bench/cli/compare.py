@@ -56,7 +56,8 @@ def command(
 
     A change counts beyond its tolerance and, where a test can tell, when it is significant. Times and memory compare
     in equal environments only, times as ratios to a reference operator timed in the same run. Exit codes: 0 no
-    regression, 1 a regression (something worse, or missing in NEW), 2 wrong usage or nothing to compare.
+    regression, 1 a regression (something worse, or missing or damaged in NEW), 2 wrong usage, a damaged BASE or nothing
+    to compare.
     """
     session: Session = ctx.find_object(Session) or Session(())
     check_store("BASE", base)

@@ -92,6 +92,11 @@ def add(store: Path, out: Path, name: str | None, check: bool, as_json: bool) ->
     from reports.leaderboard import submission
     from reports.leaderboard.page import write_leaderboard
 
+    name = name or store.resolve().name
+    try:
+        submission.check_name(name)
+    except ValueError as error:
+        raise UserError(f"{one_line(error)}; give another with --name") from None
     found = submission.examine(store)
     if as_json:
         print_json(submission.as_json(found))
@@ -105,10 +110,7 @@ def add(store: Path, out: Path, name: str | None, check: bool, as_json: bool) ->
         return 1
     if check:
         return 0
-    try:
-        folder = submission.accept(found, out, name or store.resolve().name)
-    except ValueError as error:
-        raise UserError(f"{one_line(error)}; give another with --name") from None
+    folder = submission.accept(found, out, name)
     written = write_leaderboard(submission.stores_of(out), out)
     if not as_json:
         click.echo(f"taken in as {one_line(folder)}\nleaderboard: {written.page}")

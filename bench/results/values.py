@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 FOLDER = "values"
 _NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+# A file swapped for a link or a pipe between look and open is neither followed nor waited for.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def save_values(out: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
@@ -47,25 +51,42 @@ def load_values(out: Path, name: str) -> dict[str, np.ndarray[Any, Any]]:
 
     Raises `StoreError` for a name that is none, a missing or altered file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    return arrays_of(read_values(out, name), name)
 
+
+def read_values(out: Path, name: str, *, links: bool = True) -> bytes:
+    """The bytes of a side file, verified against the hash in its name; without `links`, of a regular file only.
+
+    Raises `StoreError` for a name that is none, a missing or altered file, `MachineError` where it cannot be read.
+    """
     # A record is untrusted: its side file may only ever lie in OUT/values.
     if not _NAME.fullmatch(name):
         raise StoreError(f"{name[:80]!r} names no values file: expected <64 hex digits>.safetensors")
     path = out / FOLDER / name
     try:
-        data = path.read_bytes()
+        if not links and not stat.S_ISREG(path.lstat().st_mode):
+            raise StoreError(f"{path} is no regular file: put the file itself there")
+        handle = os.open(path, os.O_RDONLY | (0 if links else _NO_LINK))
+        with os.fdopen(handle, "rb") as stream:
+            data = stream.read()
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: run the cell it belongs to again, with --force") from None
     except OSError as error:
         raise fault("read", path, error) from error
     if hashlib.sha256(data).hexdigest() != name.partition(".")[0]:
         raise StoreError(f"{path} was altered or cut short: run the cell it belongs to again, with --force")
+    return data
+
+
+def arrays_of(data: bytes, name: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays in the bytes of the side file `name`. Raises `StoreError` for what is no safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
     try:
         return dict(load(data))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} holds no readable safetensors: {error}") from error
+        raise StoreError(f"{name} holds no readable safetensors: {error}") from error
 
 
 def readable_values(out: Path, name: str) -> dict[str, np.ndarray[Any, Any]] | None:

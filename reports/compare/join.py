@@ -63,7 +63,7 @@ def join(base: Sequence[Record], new: Sequence[Record]) -> Joined:
     alike: dict[Asked, Record] = {}
     for record in new:
         if record.status != "done":
-            trouble.setdefault(_request(record), record)
+            trouble.setdefault((*_request(record), record.phase), record)
         elif record.phase != "kernels":
             alike.setdefault(_request(record)[:-1], record)
     pairs: list[Pair] = []
@@ -75,7 +75,9 @@ def join(base: Sequence[Record], new: Sequence[Record]) -> Joined:
         other = there.get(_place(record)) or asked.get(_asked(record))
         if other is None:
             request = _request(record)
-            missing.append(Missing(record, _why(record, trouble.get(request), alike.get(request[:-1]))))
+            # A cell whose pruning failed or was refused has no phase behind it.
+            found = trouble.get((*request, record.phase)) or trouble.get((*request, "prune"))
+            missing.append(Missing(record, _why(record, found, alike.get(request[:-1]))))
             continue
         met.add(id(other))
         pairs.append(Pair(record, other, _apart(record, other)))

@@ -63,6 +63,8 @@ def ratios(record: Record, metric: str, out: Path) -> Ratios:
     seconds = reference.get("seconds")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < np.inf:
         return _none("no reference operator was timed with it")
+    if not 0 < value < np.inf:
+        return _none(f"{metric} is {value:.6g}, which is no time")
     return Ratios(np.array([value / seconds]), str(reference.get("operator", "")))
 
 

@@ -38,6 +38,7 @@ def headline(changes: Changes) -> str:
         (len(changes.of("unchanged")), "unchanged"),
         (len(changes.of("not comparable")), "not comparable"),
         (len(changes.new), "new"),
+        (len(changes.damage), "damaged in NEW"),
     ]
     told = ", ".join(f"{count:,} {name}" for count, name in counts if count)
     return f"{'Regression' if changes.regressed else 'No regression'}: {told or 'nothing to compare'}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -16,6 +16,7 @@ DEFAULTS: Final = Path(__file__).with_name("tolerances.yaml")
 
 Kind = Literal["quality", "size", "memory", "time"]
 Better = Literal["lower", "higher"]
+Apart = Literal["regressed", "ignored"]
 Entry = TypeVar("Entry")
 Share = Annotated[float, Field(ge=0, le=1e30, strict=False, allow_inf_nan=False)]
 
@@ -27,7 +28,8 @@ class _Model(BaseModel):
 class Limit(_Model):
     """A change beyond both `relative` (of BASE) and `absolute` (in the figure's unit) counts.
 
-    `significant`: only where a test says so, too. `time` and `memory` are compared in equal environments only. Times are
+    `significant`: only where a test says so, too. `apart`: whether quality measured on other text, or on other files of
+    the model, is "regressed" as if it were missing, or "ignored". `time` and `memory` are compared in equal environments only. Times are
     judged over all cells of a method; a cell that has repeats of its own is judged by itself, too, beyond `alone`.
     """
 
@@ -37,6 +39,7 @@ class Limit(_Model):
     absolute: Share = 0.0
     alone: Share = 1.0
     significant: bool = False
+    apart: Apart = "regressed"
 
     def allowed(self, base: float) -> float:
         """The largest change from `base` that does not count, in the figure's unit."""
@@ -50,6 +53,7 @@ class _Change(_Model):
     absolute: Share | None = None
     alone: Share | None = None
     significant: bool | None = None
+    apart: Apart | None = None
 
 
 class _Override(_Model):
@@ -83,6 +87,13 @@ class Tolerances(_Model):
             if change is not None and override.matches(model, method, target):
                 found = found.model_copy(update=change.model_dump(exclude_none=True))
         return found
+
+    def lost(self, metrics: Iterable[str], model: str, method: str, target: str) -> bool:
+        """Whether one of the metrics is a quality whose loss of a basis to compare on counts as a regression."""
+        limits = (self.limit(metric, model, method, target) for metric in metrics)
+        return any(
+            limit is not None and limit.kind == "quality" and limit.apart == "regressed" for limit in limits
+        )
 
 
 def tolerances(packaged: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Tolerances:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.results.records import Metric, Record
+from methods.errors import UserError
 from reports.compare.join import Missing, Pair, join
 from reports.compare.reference import Ratios, ratios
 from reports.compare.timing import FEWEST_CELLS, FEWEST_REPEATS, of_cells, of_repeats
@@ -20,6 +21,7 @@ from reports.comparison import asked_of, derived
 from reports.load import load
 from reports.statistics import Difference, differences, holm
 from reports.verdicts import Values
+from reports.wording import clean
 
 __all__ = ["Change", "Changes", "Verdict", "compare_stores"]
 
@@ -67,7 +69,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a comparison of two stores found. `missing` cells count as regressions unless that was waived."""
+    """What a comparison of two stores found. `missing` cells count as regressions unless that was waived.
+
+    `damage`: a line for every piece of NEW that is no record; what it held is lost, which no waiver covers.
+    """
 
     figures: tuple[Change, ...]
     missing: tuple[Missing, ...]
@@ -84,7 +89,7 @@ class Changes:
     @property
     def regressed(self) -> bool:
         """Whether anything got worse, or was lost."""
-        return bool(self.of("regressed") or (self.missing and not self.missing_allowed))
+        return bool(self.of("regressed") or self.damage or (self.missing and not self.missing_allowed))
 
     @property
     def compared(self) -> int:
@@ -93,8 +98,16 @@ class Changes:
 
 
 def compare_stores(base: Path, new: Path, limits: Tolerances, *, missing_allowed: bool = False) -> Changes:
-    """Judge NEW against BASE. Raises `StoreError` and `MachineError` for stores that cannot be read."""
+    """Judge NEW against BASE. Raises `StoreError` and `MachineError` for stores that cannot be read.
+
+    Raises `UserError` for a damaged BASE: what it lost would never be missed.
+    """
     before, after = load(base), load(new)
+    if before.damage:
+        more = f" and {len(before.damage) - 1} more" if before.damage[1:] else ""
+        raise UserError(
+            f"BASE '{clean(base, 200)}' is damaged ({clean(before.damage[0], 200)}{more}): restore it, or measure it anew"
+        )
     joined = join(before.records, after.records)
     stores = (Values(base), Values(new))
     found: list[_Open] = []
@@ -106,7 +119,7 @@ def compare_stores(base: Path, new: Path, limits: Tolerances, *, missing_allowed
         new=joined.new,
         level=limits.level,
         names=(str(base), str(new)),
-        damage=(*before.damage, *after.damage),
+        damage=after.damage,
         missing_allowed=missing_allowed,
     )
 
@@ -128,7 +141,9 @@ class _Open:
 def _figures(pair: Pair, limits: Tolerances, stores: tuple[Values, Values]) -> Iterator[_Open]:
     base, new = pair.base, pair.new
     if pair.apart:
-        yield _Open(_change(base, "all figures", "", "", None, None, pair.apart))
+        lost = limits.lost((metric.name for metric in _metrics(base)), base.model, base.method, base.target)
+        change = _change(base, "all figures", "", "quality" if lost else "", None, None, pair.apart)
+        yield _Open(replace(change, verdict="regressed" if lost else "not comparable"))
         return
     after = {metric.name: metric for metric in _metrics(new)}
     for metric in _metrics(base):

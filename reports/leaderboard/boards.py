@@ -40,7 +40,7 @@ class Board:
         """The anchor of the board: its first entries may change, its name does not."""
         from bench.results.keys import digest
 
-        return f"b-{digest({**self.ground._asdict(), 'target': self.target})}"
+        return f"b-{digest({**self.ground.identity, 'target': self.target})}"
 
 
 def boards(stores: Sequence[Path]) -> list[Board]:

@@ -36,6 +36,11 @@ class Ground(NamedTuple):
     text: str
     dtype: str
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """All but the family, which is inferred, and may become known later."""
+        return {name: value for name, value in self._asdict().items() if name != "family"}
+
 
 @dataclass(frozen=True)
 class Result:
@@ -171,11 +176,7 @@ def _entry(key: tuple[Ground, str, str, str, str], results: Sequence[Result], fa
     for result in results:
         latest[result.evaluation.seed] = result
     identity = {
-        "model": ground.model,
-        "revision": ground.revision,
-        "protocol": ground.protocol,
-        "text": ground.text,
-        "dtype": ground.dtype,
+        **ground.identity,
         "method": method,
         "target": target,
         "calibration": calibration,
@@ -202,9 +203,15 @@ def _past(results: Sequence[Result]) -> Iterable[Past]:
     for result in results:
         record = result.evaluation
         seen[record.seed] = record.metric("perplexity")
-        day, commit = record.finished[:10], _fact(record, "commit")[:12]
+        day, commit = record.finished[:10], _short(_fact(record, "commit"))
         days[day, commit] = Past(day, commit, summarise(list(seen.values())))
     return days.values()
+
+
+def _short(commit: str) -> str:
+    """Twelve digits, and the mark of a tree with changes."""
+    digits, mark, rest = commit.partition("+")
+    return f"{digits[:12]}{mark}{rest}"
 
 
 def _fact(record: Record, name: str) -> str:

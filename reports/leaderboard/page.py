@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bench.results.current import current
 from bench.results.files import fault, replace_file
 from bench.results.records import now
+from bench.results.segments import Store
 from reports.comparison import SIZE_PHASE
 from reports.layout import render
 from reports.leaderboard.boards import Board, Placed, boards
 from reports.leaderboard.entries import Entry
+from reports.leaderboard.submission import notes_on
 from reports.statistics import Summary
 from reports.wording import MISSING, clean, figure, percent_change, spread
 
@@ -38,7 +41,15 @@ def write_leaderboard(stores: Sequence[Path], folder: Path) -> Leaderboard:
     found = boards(stores)
     page, feed_file = folder / "index.html", folder / "feed.json"
     names = [clean(out.resolve().name, 80) for out in stores]
-    texts = {page: _page(found, names), feed_file: json.dumps(feed(found), indent=1, allow_nan=False)}
+    notes = [
+        f"{name}: {clean(note, 200)}"
+        for name, out in zip(names, stores, strict=True)
+        for note in notes_on(current(Store(out).history()))
+    ]
+    texts = {
+        page: _page(found, names, notes),
+        feed_file: json.dumps(feed(found, notes), indent=1, allow_nan=False),
+    }
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +60,7 @@ def write_leaderboard(stores: Sequence[Path], folder: Path) -> Leaderboard:
     return Leaderboard(page, feed_file, len(found), sum(len(board.placed) for board in found))
 
 
-def _page(found: Sequence[Board], stores: Sequence[str]) -> str:
+def _page(found: Sequence[Board], stores: Sequence[str], notes: Sequence[str]) -> str:
     families: dict[str, list[Board]] = {}
     for board in found:
         families.setdefault(board.ground.family, []).append(board)
@@ -67,6 +78,7 @@ def _page(found: Sequence[Board], stores: Sequence[str]) -> str:
             for name, members in families.items()
         ],
         stores=stores,
+        notes=notes,
     )
 
 
@@ -129,15 +141,18 @@ def _measured(entry: Entry) -> str:
     return max(result.evaluation.finished for result in entry.results)
 
 
-def feed(found: Sequence[Board]) -> dict[str, Any]:
-    """The feed: an item a result, newest first, its figures under `_bench`; links are those of the page."""
+def feed(found: Sequence[Board], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The feed: an item a result, newest first, its figures under `_bench`; links are those of the page.
+
+    `notes`: what readers should know of the stores.
+    """
     items = [_item(board, placed) for board in found for placed in board.placed]
     items.sort(key=lambda item: (item["date_published"], item["id"]), reverse=True)
     return {
         "version": "https://jsonfeed.org/version/1.1",
         "title": TITLE,
         "items": items,
-        "_bench": {"made": now()},
+        "_bench": {"made": now(), "notes": list(notes)},
     }
 
 

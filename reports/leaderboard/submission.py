@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bench.results.current import current
-from bench.results.files import fault
+from bench.results.files import fault, replace_file
 from bench.results.records import Record
 from bench.results.segments import Store
-from bench.results.values import FOLDER, load_values
+from bench.results.values import FOLDER, arrays_of, read_values
 from methods.errors import MachineError, StoreError
 from reports.comparison import DENSE, QUALITY_PHASE, SIZE_PHASE, evaluated_on, revision_of
+from reports.leaderboard.private import private
 from reports.wording import clean
 
-__all__ = ["STORES", "Submission", "accept", "examine", "stores_of"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["STORES", "Submission", "accept", "check_name", "examine", "notes_on", "stores_of"]
 
 STORES: Final = "stores"
 """Where a leaderboard's folder keeps the stores that it took in."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STANDARD: Final = ("nano/", "lab/", "paper/")
-_PATH: Final = re.compile(r"[~/\\][^\s=,:]*[/\\]([^\s/\\=,:]+)")
+_CLOSE: Final = 1e-6
+"""Relative difference from the mean of single windows or items that rounding explains."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,14 @@ def examine(out: Path) -> Submission:
     if not any(record.method != DENSE for record in evaluated):
         missing.append("no pruned model was evaluated: run with --eval perplexity")
     missing += _problems(done, evaluated, out)
+    return Submission(out, records, tuple(dict.fromkeys(missing)), notes_on(records))
+
+
+def notes_on(records: Sequence[Record]) -> tuple[str, ...]:
+    """What readers of a board should know of a store's current records."""
+    evaluated = [record for record in records if record.status == "done" and record.phase == QUALITY_PHASE]
     changed = sum(str(record.provenance.get("commit", "")).endswith("+changes") for record in evaluated)
-    notes = [f"{changed} of {len(evaluated)} evaluations ran from a changed source tree"] if changed else []
-    return Submission(out, records, tuple(dict.fromkeys(missing)), tuple(notes))
+    return (f"{changed} of {len(evaluated)} evaluations ran from a changed source tree",) if changed else ()
 
 
 def _problems(done: Sequence[Record], evaluated: Sequence[Record], out: Path) -> Iterator[str]:
@@ -83,9 +94,40 @@ def _problems(done: Sequence[Record], evaluated: Sequence[Record], out: Path) ->
     for record in done:
         if record.values:
             try:
-                load_values(out, record.values)
+                arrays = arrays_of(read_values(out, record.values, links=False), record.values)
             except (StoreError, MachineError) as error:
                 yield f"{_named(record)}: {clean(error, 300)}"
+                continue
+            for what in _unlike(record, arrays):
+                yield f"{_named(record)}: {what}"
+
+
+def _unlike(record: Record, arrays: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+    """Figures that are not the means of their own windows or items."""
+    if record.phase == QUALITY_PHASE and "nll" not in arrays:
+        yield "losses of single windows (nll) are not recorded: run it again with --force"
+    for metric in record.metrics:
+        array = arrays.get("nll" if metric.name == "perplexity" else metric.name)
+        if record.phase not in (QUALITY_PHASE, "zeroshot") or array is None or metric.value is None:
+            continue
+        mean = _mean(array)
+        own = _exp(mean) if metric.name == "perplexity" else mean
+        same = math.isclose(own, metric.value, rel_tol=_CLOSE, abs_tol=1e-9)
+        if not (same or (math.isnan(own) and math.isnan(metric.value))):
+            yield f"{clean(metric.name, 60)} is {metric.value:.6g}, its windows or items give {own:.6g}"
+
+
+def _mean(array: NDArray[Any]) -> float:
+    import numpy as np
+
+    return float(np.asarray(array, np.float64).mean()) if array.size else math.nan
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _provenance(record: Record) -> Iterator[tuple[str, bool]]:
@@ -113,49 +155,61 @@ def stores_of(board: Path) -> list[Path]:
     """The stores that a leaderboard's folder has taken in, by name."""
     folder = board / STORES
     return (
-        sorted(path for path in folder.iterdir() if (path / "store.json").is_file())
+        sorted(
+            path for path in folder.iterdir() if NAME.fullmatch(path.name) and (path / "store.json").is_file()
+        )
         if folder.is_dir()
         else []
     )
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError for what is no name of a store on a leaderboard."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"name {name!r:.80}: use letters, digits, dots, dashes and underscores")
+
+
 def accept(submission: Submission, board: Path, name: str) -> Path:
     """Copy a store that lacks nothing to BOARD/stores/NAME and return that folder.
 
-    Only records that were read and values whose hash was verified are written anew; paths in the recorded commands are
-    cut to their last part. A store of that name is replaced. Raises ValueError for what lacks something or a name that
-    is none, `MachineError` where files cannot be written.
+    Only records that were read, and values of finished ones as they are verified while they are copied, are written
+    anew; commands, reasons and warnings lose the folders of their machine. A store of that name is replaced once the
+    new one is whole. Raises ValueError for what lacks something or a name that is none, `StoreError` for values that
+    changed since, `MachineError` where files cannot be written.
     """
     if submission.missing:
         raise ValueError(f"{len(submission.missing)} things are missing")
-    if not NAME.fullmatch(name):
-        raise ValueError(f"name {name!r:.80}: use letters, digits, dots, dashes and underscores")
+    check_name(name)
     folder = board / STORES / name
-    fresh = board / STORES / f".{name}.new"
+    fresh, former = (board / STORES / f".{name}.{state}" for state in ("new", "old"))
     try:
+        _restore(folder, former)
         shutil.rmtree(fresh, ignore_errors=True)
         with Store(fresh, create=True, writer=re.sub(r"[^A-Za-z0-9_-]", "-", name)) as store:
             for record in submission.records:
-                store.append(record.model_copy(update={"provenance": _private(record.provenance)}))
+                store.append(private(record))
         (fresh / FOLDER).mkdir(exist_ok=True)
-        for values in sorted({record.values for record in submission.records if record.values}):
-            shutil.copyfile(submission.out / FOLDER / values, fresh / FOLDER / values)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        kept = {record.values for record in submission.records if record.status == "done" and record.values}
+        for values in sorted(kept):
+            replace_file(fresh / FOLDER / values, read_values(submission.out, values, links=False))
+        if folder.exists():
+            folder.rename(former)
+        try:
+            fresh.rename(folder)
+        except BaseException:
+            _restore(folder, former)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         raise fault("write", folder, error) from error
     return folder
 
 
-def _private(facts: dict[str, Any]) -> dict[str, Any]:
-    """Provenance whose command names no folder of its machine."""
-    command = facts.get("command")
-    if not isinstance(command, list):
-        return facts
-    return {
-        **facts,
-        "command": [_PATH.sub(r"\1", word) if isinstance(word, str) else word for word in command],
-    }
+def _restore(folder: Path, former: Path) -> None:
+    """Put back the store that a replacement, cut short, had moved out of the way."""
+    if former.is_dir() and not folder.exists():
+        former.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def as_json(submission: Submission) -> dict[str, Any]:

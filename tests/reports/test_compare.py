@@ -123,19 +123,69 @@ def test_what_base_had_done_and_new_lacks_is_a_regression(tmp_path: Path) -> Non
     assert told == "NEW has it with other parameters: percdamp none and 1.0"
 
 
-def test_other_files_or_other_text_are_not_compared(tmp_path: Path) -> None:
+def test_quality_on_other_files_or_other_text_is_lost_unless_waived(tmp_path: Path) -> None:
     nll = np.linspace(2.0, 4.0, 32)
     base = save(tmp_path / "base", [evaluated(tmp_path / "base", nll)])
     text = {"evaluation": {"tokens_sha256": "t1"}, "model": {"revision": "r0"}}
     files = {"evaluation": {"tokens_sha256": "t0"}, "model": {"revision": "r1"}}
+    waiver = tmp_path / "waiver.yaml"
+    waiver.write_text("overrides:\n  - {models: opt-*, metrics: {perplexity: {apart: ignored}}}\n")
     for name, changes, reason in (
         ("text", {"provenance": text}, "evaluated on different text under one protocol's name"),
         ("files", {"provenance": files, "subject": "s1"}, "the model's files differ: r0 and r1"),
     ):
-        new = save(tmp_path / name, [evaluated(tmp_path / name, nll + 1, **changes)])
+        new = save(tmp_path / name, [evaluated(tmp_path / name, nll + 4.6, **changes)])
         found = compared(base, new)
-        assert only(found, "all figures").reason == reason
-        assert not found.regressed and found.compared == 0 and not found.missing
+        lost = only(found, "all figures")
+        assert (lost.verdict, lost.kind, lost.reason) == ("regressed", "quality", reason)
+        assert found.regressed and not found.missing
+        waived = compare_stores(base, new, read_tolerances(waiver))
+        assert only(waived, "all figures").verdict == "not comparable" and not waived.regressed
+        sizes = [record(model="opt-125m", subject=f"p{side}", provenance=files) for side in "ab"]
+        first, second = (save(tmp_path / f"{name}{entry.subject}", [entry]) for entry in sizes)
+        assert not compared(first, second).regressed  # nothing but sizes and times
+
+
+def _break(store: Path, lines: int) -> None:
+    segment = next((store / "records").glob("*.jsonl"))
+    kept = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"".join(b"x" + line if i < lines else line for i, line in enumerate(kept)))
+
+
+def test_damage_in_base_is_an_error_and_in_new_a_regression(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [entry for method in ("sparsegpt", "wanda") for entry in cell("nano-opt", method, "50%")]
+    whole, torn = (save(tmp_path / name, records) for name in ("whole", "torn"))
+    _break(torn, 3)
+    assert main(("compare", str(torn), str(whole))) == 2
+    error = capsys.readouterr().err
+    assert "BASE " in error and "is damaged" in error and "and 2 more" in error and error.count("\n") == 1
+    assert main(("compare", str(whole), str(torn), "--allow-missing")) == 1
+    assert "3 damaged in NEW" in capsys.readouterr().out
+
+
+def test_times_that_are_none_have_no_ratio(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", pruned())
+    for name, value in (("negative", -1.0), ("zero", 0.0)):
+        wrong = [
+            entry.model_copy(update={"metrics": (Metric(name="prune_time", unit="s", value=value),)})
+            for entry in pruned()
+        ]
+        for pair in ((base, save(tmp_path / name, wrong)), (tmp_path / name, base)):
+            times = [change for change in compared(*pair).figures if change.metric == "prune_time"]
+            assert len(times) == 6 and all("which is no time" in change.reason for change in times)
+
+
+def test_a_missing_phase_is_laid_to_its_own_failure_or_its_prunings(tmp_path: Path) -> None:
+    evaluated = [record(phase=phase, subject=phase, protocol="p") for phase in ("perplexity", "zeroshot")]
+    base = save(tmp_path / "base", [record(), *evaluated])
+    failed = record(phase="zeroshot", subject="z", protocol="q", status="failed", reason="tasks", metrics=())
+    found = compared(base, save(tmp_path / "new", [record(), failed])).missing
+    assert {lost.base.phase: lost.reason for lost in found} == {
+        "perplexity": "not in NEW",
+        "zeroshot": "failed in NEW: tasks",
+    }
 
 
 def pruned(slower: float = 1.0, reference: float = 1.0, jitter: int = 0, **changes: Any) -> list[Record]:

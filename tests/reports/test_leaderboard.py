@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -16,8 +17,12 @@ from bench.cli.main import main
 from bench.results.records import MatrixFigures, Metric, Record
 from bench.results.segments import Store
 from bench.results.values import FOLDER, save_values
+from methods.errors import StoreError
+from reports.leaderboard import submission
 from reports.leaderboard.boards import Board, boards
-from reports.leaderboard.submission import examine
+from reports.leaderboard.page import write_leaderboard
+from reports.leaderboard.private import private
+from reports.leaderboard.submission import accept, examine, stores_of
 
 WINDOWS = np.random.default_rng(0).normal(3.0, 0.5, 80)
 HOSTILE = "<script>alert(1)</script>\u202e\"'&"
@@ -113,17 +118,33 @@ def test_history_and_links_stay_when_results_are_added(tmp_path: Path) -> None:
         ("sparsegpt", "50%", 1, 0.1),
         ("wanda", "50%", 0, 0.05),
         finished="2026-03-01T00:00:00+00:00",
-        provenance=provenance(commit="fedcba9876543210"),
+        provenance=provenance(commit="fedcba9876543210+changes"),
     )
     board = boards([second, first])[0]
     entry = next(placed.entry for placed in board.placed if placed.entry.method == "sparsegpt")
     assert entry.link == link and entry.seeds == (0, 1)
     assert [(past.day, past.commit) for past in entry.past] == [
         ("2026-01-02", "abcdef012345"),
-        ("2026-03-01", "fedcba987654"),
+        ("2026-03-01", "fedcba987654+changes"),
     ]
     worse, better = (past.perplexity.mean or 0 for past in entry.past)
     assert worse > better and {result.name for result in entry.results} == {"b"}
+    written = write_leaderboard([first, second], tmp_path / "site")
+    note = "b: 4 of 4 evaluations ran from a changed source tree"
+    assert note in written.page.read_text(encoding="utf-8")
+    assert json.loads(written.feed.read_text(encoding="utf-8"))["_bench"]["notes"] == [note]
+
+
+def test_a_boards_link_does_not_hang_on_the_family_that_is_inferred(tmp_path: Path) -> None:
+    run: Run = ("sparsegpt", "50%", 0, 0.1)
+    full = store(tmp_path / "full", run, model="mine")
+    bare = tmp_path / "bare"
+    with Store(bare, create=True) as out:
+        for entry in Store(full).records():
+            out.append(entry.model_copy(update={"matrices": ()}))
+    (before,), (after,) = boards([bare]), boards([full])
+    assert (before.ground.family, after.ground.family) == ("other", "OPT")
+    assert before.link == after.link
 
 
 class _Tags(HTMLParser):
@@ -222,7 +243,7 @@ def test_a_sound_submission_is_copied_without_its_machines_paths(
     source, site = store(tmp_path / "s", ("sparsegpt", "50%", 0, 0.1)), tmp_path / "site"
     (source / "secret.txt").write_text("mine")
     words = ("leaderboard", "add", str(source), "--out", str(site))
-    assert main((*words, "--name", "../x")) == 2
+    assert main((*words, "--name", "../x")) == main((*words, "--name", "../x", "--check")) == 2
     assert main((*words, "--check")) == 0 and not site.exists()
     assert main((*words, "--name", "mine")) == 0 and main((*words, "--name", "mine")) == 0
     taken: list[Record] = Store(site / "stores" / "mine").records()
@@ -234,3 +255,114 @@ def test_a_sound_submission_is_copied_without_its_machines_paths(
     assert "1 result in 1 table of 1 store" in capsys.readouterr().out
     assert main(("leaderboard", "--out", str(tmp_path / "empty"))) == 2
     assert main(("leaderboard", "add", str(tmp_path / "none"))) == 2
+
+
+def _secret(source: Path, site: Path) -> tuple[Path, str]:
+    """A file of somebody's behind a link in the store, under the name that its hash would have."""
+    secret = site.parent / "secret"
+    secret.write_bytes(b"private")
+    name = f"{hashlib.sha256(b'private').hexdigest()}.safetensors"
+    (source / FOLDER / name).symlink_to(secret)
+    return secret, name
+
+
+def test_nothing_is_copied_through_a_link_or_unverified(tmp_path: Path) -> None:
+    source, site = store(tmp_path / "s", ("sparsegpt", "50%", 0, 0.1)), tmp_path / "site"
+    _, name = _secret(source, site)
+    with Store(source, create=True) as out:
+        out.append(record(status="refused", cell="r", subject="r", reason="no", metrics=(), values=name))
+    folder = accept(examine(source), site, "mine")
+    assert sorted(path.name for path in (folder / FOLDER).iterdir()) == sorted(
+        {entry.values for entry in Store(source).records() if entry.status == "done" and entry.values}
+    )
+    assert all(path.is_file() and not path.is_symlink() for path in (folder / FOLDER).iterdir())
+    assert {entry.values for entry in Store(folder).records() if entry.status == "refused"} == {""}
+    # the values of a finished record may be no link either, whatever it leads to
+    found = examine(source)
+    values = next(entry.values for entry in found.records if entry.status == "done" and entry.values)
+    (source / FOLDER / values).rename(tmp_path / "away")
+    (source / FOLDER / values).symlink_to(tmp_path / "away")
+    assert any("is no regular file" in line for line in examine(source).missing)
+    with pytest.raises(StoreError, match="no regular file"):
+        accept(found, site, "mine")
+    assert len(Store(site / "stores" / "mine").records()) == 5  # what was there before stays
+
+
+def test_a_forged_figure_is_found_by_its_windows(tmp_path: Path) -> None:
+    source = store(tmp_path / "s", ("sparsegpt", "50%", 0, 0.1))
+    records = Store(source).records()
+    forged = tmp_path / "forged"
+    with Store(forged, create=True) as out:
+        for entry in records:
+            changes: dict[str, Any] = {}
+            if entry.method == "sparsegpt" and entry.phase == "perplexity":
+                good = Metric(name="perplexity", unit="1", value=1.01)
+                divergence = Metric(name="kl_to_dense", unit="nat/token", value=0.001)
+                arrays = {"nll": WINDOWS, "kl_to_dense": np.full(80, 0.2)}
+                changes = {"metrics": (good, divergence), "values": save_values(forged, arrays)}
+            elif entry.values:
+                (forged / FOLDER).mkdir(exist_ok=True)
+                (forged / FOLDER / entry.values).write_bytes((source / FOLDER / entry.values).read_bytes())
+            out.append(entry.model_copy(update=changes))
+        items = {"acc/piqa": np.array([1.0, 0.0], np.float32)}
+        claimed = (Metric(name="acc/piqa", unit="1", value=0.9),)
+        scored = record(phase="zeroshot", cell="z", subject="z", metrics=claimed)
+        out.append(scored.model_copy(update={"values": save_values(forged, items)}))
+    said = "\n".join(examine(forged).missing)
+    assert examine(source).missing == ()
+    assert f"perplexity is 1.01, its windows or items give {np.exp(WINDOWS.mean()):.6g}" in said
+    assert "kl_to_dense is 0.001, its windows or items give 0.2" in said and "acc/piqa is 0.9" in said
+
+
+def test_a_crash_while_a_store_is_replaced_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, site = store(tmp_path / "s", ("sparsegpt", "50%", 0, 0.1)), tmp_path / "site"
+    mine = accept(examine(source), site, "mine")
+    rename = Path.rename
+
+    def crash(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(submission.Path, "rename", crash)
+    with pytest.raises(KeyboardInterrupt):
+        accept(examine(source), site, "mine")
+    monkeypatch.undo()
+    assert (mine.parent / ".mine.new" / "store.json").is_file() and stores_of(site) == [mine]
+    mine.rename(mine.with_name(".mine.old"))  # killed between the two renames
+    assert stores_of(site) == []
+    assert accept(examine(source), site, "mine") == mine and stores_of(site) == [mine]
+    assert sorted(path.name for path in mine.parent.iterdir()) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("runs/my/out", "runs/my/out"),
+        ("--config=.ci/nightly/nightly.yaml", "--config=.ci/nightly/nightly.yaml"),
+        ("path:../models/opt", "path:../models/opt"),
+        ("--out=/home/bob smith/secret dir/x", "--out=x"),
+        ("/root", "root"),
+        ("~bob", "~"),
+        ("~/models/opt", "opt"),
+        ("path:/home/me/a,path:/b/c,nano-opt", "path:a,path:c,nano-opt"),
+        ("/home/bob, jr/x", "bob,x"),
+        ("rule.python=/home/me/venv/bin/python", "rule.python=python"),
+        (r"C:\Users\me\out", "out"),
+        ("c4:128x2048", "c4:128x2048"),
+    ],
+)
+def test_commands_lose_the_machines_folders_and_keep_relative_ones(word: str, kept: str) -> None:
+    assert private(record(provenance={"command": [word]})).provenance["command"] == [kept]
+
+
+def test_reasons_warnings_and_facts_lose_them_too() -> None:
+    told = "cannot read /home/bob smith/secret dir/x: no such file; see https://host/a/b, at 3/4 of runs/out"
+    clear = "cannot read x: no such file; see https://host/a/b, at 3/4 of runs/out"
+    found = private(
+        record(status="refused", reason=told, warnings=(told,), provenance={"a": {"b": ["file:///root/z"]}})
+    )
+    assert (found.reason, found.warnings) == (clear, (clear,))
+    assert found.provenance == {"a": {"b": ["file:z"]}}
