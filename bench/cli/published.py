@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.failures import Session
 from bench.cli.output import counted, print_json, print_table
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ Examples
 @click.option(
     "--format", "form", type=click.Choice(("table", "csv", "json")), default="table", help="table, csv, json."
 )
-def command(form: str, every: bool, **words: str | None) -> None:
+@click.pass_context
+def command(ctx: click.Context, form: str, every: bool, **words: str | None) -> None:
     """Show published figures of one-shot pruning, each with its source and what to beware of.
 
     Lists are separated by commas. CSV has the file's own columns, and `caveats` behind them.
@@ -49,8 +51,15 @@ def command(form: str, every: bool, **words: str | None) -> None:
     from bench.published.figures import figures
     from bench.published.query import Filters, select
 
-    lists = {name: parse_list(text, f"--{name}") for name, text in words.items() if text is not None}
-    rows = select(Filters(**lists, every=every))
+    session: Session = ctx.find_object(Session) or Session(())
+    typed = [word.partition("=")[0] for word in session.words]
+    flag = next((word for word in reversed(typed) if word in ("--paper", "--source")), "--source")
+    lists = {
+        name: parse_list(text, flag if name == "source" else f"--{name}")
+        for name, text in words.items()
+        if text is not None
+    }
+    rows = select(Filters(**lists, every=every, flag=flag))
     if form == "csv":
         click.echo(_csv(rows), nl=False)
     elif form == "json":

@@ -74,7 +74,7 @@ def _main(recipe: str | None, models: str | None, methods: str | None, *, as_yam
         _describe(found, left, as_json=settings.as_json)
         # what every cell needs, also where it is another machine that has it
         show(replace(plan, cells=whole), stored)
-        return 0
+        return 0 if plan.cells else 1
     if not (settings.quiet or settings.as_json):
         _describe(found, left, as_json=False)
     run_command.prepare_out(settings.out)

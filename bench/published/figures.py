@@ -42,6 +42,7 @@ class Source:
     ``samples`` x ``length``: calibration windows and their tokens, 0 where none are drawn; length ``context`` is that
     of the row's evaluation windows. ``accuracy``: ``acc``, ``acc_norm`` or ``not stated``; ``harness``: what scored
     it; ``suite``: the tasks of its mean. ``code``: ``published`` where recipes follow the published code to the letter.
+    ``schedule``: that of `bench run --schedule` by which its code prunes, empty where that is not known.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Source:
     harness: str
     suite: tuple[str, ...]
     code: str
+    schedule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,7 @@ def sources() -> dict[str, Source]:
             harness=row["harness"],
             suite=tuple(filter(None, row["suite"].split(","))),
             code=row["code"],
+            schedule=row["schedule"],
         )
         for row in csv.DictReader(io.StringIO(_read("sources.csv")))
     }

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Final
 
 from bench.published.figures import Figure, caveats_of, figures, source_of
-from bench.published.requests import Request, request
+from bench.published.requests import Request, request, scheduled
 from bench.results.records import Record
 
 __all__ = ["Match", "Mismatch", "Ours", "compare", "known_model", "ours_of"]
@@ -22,7 +22,8 @@ _FREE: Final = frozenset(
         *("mixed.probes", "mixed.windows", "mixed.paper_literal"),
     )
 )
-"""Parameters that change an implementation, not the setting that a paper describes, or that are judged by themselves."""
+"""Parameters that change an implementation, not the setting that a paper describes, or that are judged by themselves
+or in notes."""
 _USUAL: Final[dict[str, Any]] = {
     "percdamp": 0.01,
     "blocksize": 128,
@@ -141,6 +142,8 @@ def _reasons(ours: Ours, row: Figure, asked: Request) -> tuple[str, ...]:
     if asked.calibration:
         found += _drawn_otherwise(ours, asked)
     parameters = ours.parameters or {}
+    if scheduled(asked) and (known := source_of(row).schedule) and known != parameters.get("schedule"):
+        found.append(f"pruned in schedule {known}, ours {parameters.get('schedule', 'not recorded')}")
     if recovery := parameters.get("recovery"):
         found.append(f"one shot, ours trained after pruning ({recovery})")
     if layers := parameters.get("layers"):
@@ -207,7 +210,15 @@ def _notes(ours: Ours, row: Figure, asked: Request) -> list[str]:
         notes.append("ours is computed in bfloat16, which rounds more coarsely than the papers' float16")
     if asked.seeds > 1 or ours.seeds > 1:
         notes.append(f"published over {asked.seeds} seed(s), ours over {ours.seeds}")
-    if (ours.parameters or {}).get("reference") is False and source_of(row).code == "published":
+    parameters = ours.parameters or {}
+    if scheduled(asked):
+        if not source_of(row).schedule:
+            notes.append(f"the schedule is not stated, ours {parameters.get('schedule', 'not recorded')}")
+        if (hessian := parameters.get("hessian_dtype", "float32")) != "float32":
+            notes.append(f"ours gathers its Hessians in {hessian}, the published codes in float32")
+    if orientation := parameters.get("orientation"):
+        notes.append(f"ours keeps orientation {orientation}, which among equal spans moves rounding only")
+    if parameters.get("reference") is False and source_of(row).code == "published":
         notes.append("ours removes exactly what is asked; the published code removes slightly more")
     return notes
 

@@ -17,7 +17,7 @@ __all__ = ["Filters", "select"]
 class Filters:
     """Words to pick by, each a list of alternatives (globs allowed); nothing picks all.
 
-    ``every``: figures that are ablations, copies or run again by others, too.
+    ``every``: figures that are ablations, copies or run again by others, too. ``flag``: what errors call ``source``.
     """
 
     source: tuple[str, ...] = ()
@@ -28,6 +28,7 @@ class Filters:
     metric: tuple[str, ...] = ()
     table: tuple[str, ...] = ()
     every: bool = False
+    flag: str = "--source"
 
 
 def select(filters: Filters, rows: Sequence[Figure] | None = None) -> list[Figure]:
@@ -38,12 +39,12 @@ def select(filters: Filters, rows: Sequence[Figure] | None = None) -> list[Figur
     rows = figures() if rows is None else rows
     kept = [row for row in rows if filters.every or row.primary]
     for option, words, spell in (
-        ("source", filters.source, _source),
-        ("model", filters.model, _model),
-        ("method", filters.method, lambda row: (row.method,)),
-        ("pattern", filters.pattern, lambda row: (row.pattern or "not stated",)),
-        ("metric", filters.metric, _metric),
-        ("table", filters.table, lambda row: tuple(row.table.split(" / "))),
+        (filters.flag, filters.source, _source),
+        ("--model", filters.model, _model),
+        ("--method", filters.method, lambda row: (row.method,)),
+        ("--pattern", filters.pattern, lambda row: (row.pattern or "not stated",)),
+        ("--metric", filters.metric, _metric),
+        ("--table", filters.table, lambda row: tuple(row.table.split(" / "))),
     ):
         if words:
             hits = _hits(option, words, rows, spell)
@@ -78,9 +79,9 @@ def _hits(
     for word in words:
         fit = _fitting(option, word.strip().lower(), spelled)
         if not fit:
-            known = {source.name for source in sources().values()} if option == "source" else set(spelled)
+            known = {source.name for source in sources().values()} if spell is _source else set(spelled)
             raise UserError(
-                f"--{option} '{shown(word)}' is in no published figure{nearest(word, known)}"
+                f"{option} '{shown(word)}' is in no published figure{nearest(word, known)}"
                 + ("" if len(known) > 30 else f"; published are: {', '.join(sorted(known))}")
             )
         found.update(row for text in fit for row in spelled[text])
@@ -90,7 +91,7 @@ def _hits(
 def _fitting(option: str, word: str, spelled: Iterable[str]) -> list[str]:
     """Spellings that a word names; a table's also by its label without what stands in brackets, or ``table1``."""
     fit = [text for text in spelled if fnmatchcase(text, word)]
-    if fit or option != "table":
+    if fit or option != "--table":
         return fit
     return [text for text in spelled if word.replace(" ", "") == text.split(" (")[0].replace(" ", "")]
 

@@ -229,7 +229,8 @@ def _options(
     if settings:
         options["set"] = settings
     if key.calibration and methods != ["slicegpt"]:
-        options["schedule"] = "blockwise"
+        # where the source does not say, that of the codes which others build on
+        options["schedule"] = source.schedule or "blockwise"
     return options
 
 

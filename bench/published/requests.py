@@ -66,6 +66,11 @@ class Request:
         return self.method == "dense"
 
 
+def scheduled(asked: Request) -> bool:
+    """Whether the figure depends on the order in which matrices are pruned and their inputs gathered."""
+    return bool(asked.calibration) and not asked.target.startswith("slice")
+
+
 def request(row: Figure) -> Request | str:
     """The run that would give a figure, or one line on why there is none."""
     measured = _measured(row)

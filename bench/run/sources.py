@@ -42,6 +42,7 @@ _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "bench.evaluate.zeroshot",
             "bench.evaluate.kjv_tasks",
+            "bench.plan.suites",
             "bench.text.kjv",
             "bench.run.accuracy",
             "bench.measure.memory",

@@ -29,8 +29,9 @@ class Limit(_Model):
     """A change beyond both `relative` (of BASE) and `absolute` (in the figure's unit) counts.
 
     `significant`: only where a test says so, too. `apart`: whether quality measured on other text, or on other files of
-    the model, is "regressed" as if it were missing, or "ignored". `time` and `memory` are compared in equal environments only. Times are
-    judged over all cells of a method; a cell that has repeats of its own is judged by itself, too, beyond `alone`.
+    the model, is "regressed" as if it were missing, or "ignored". `time` and `memory` are compared in equal environments
+    only. Times are judged over all cells of a method; a cell that has repeats of its own is judged by itself, too, beyond
+    `alone`.
     """
 
     kind: Kind

@@ -29,7 +29,9 @@ def test_published_as_csv_json_and_table(bench: Any) -> None:
 
 def test_published_names_what_is_near(bench: Any) -> None:
     for words, said in (
-        (("--paper", "sparsgpt"), "did you mean 'sparsegpt'"),
+        (("--paper", "sparsgpt"), "--paper 'sparsgpt' is in no published figure; did you mean 'sparsegpt'"),
+        (("--paper=a,,b",), "--paper"),
+        (("--source", "sparsgpt"), "--source 'sparsgpt'"),
         (("--metric", "ppl_wikitext"), "did you mean 'ppl_wikitext2'"),
         (("--sparsity", "half"), "'half' is no share"),
         (("--model", "a,,b"), "empty entry"),
@@ -61,6 +63,13 @@ def test_dry_run_shows_cells_needs_and_what_is_left_out(bench: Any) -> None:
     assert ("opt-1.3b", "sparsegpt", "2:4") not in cells
     assert ("opt-66b", "sparsegpt", "2:4") in cells
     assert all(cell["memory_bytes"] > 0 for cell in plan["cells"] if cell["model"] != "opt-175b")
+
+
+def test_dry_run_of_nothing_that_fits_is_a_failure(bench: Any) -> None:
+    words = ("--models", "opt-175b", "--methods", "sparsegpt", "--dry-run", "--json", "--device", "cpu")
+    result = bench("reproduce", "sparsegpt/table1", *words)
+    assert result.code == 1
+    assert {cell["model"] for cell in json.loads(result.out.splitlines()[1])["cells"]} == {"opt-175b"}
 
 
 def test_models_outside_the_registry_are_named(bench: Any) -> None:

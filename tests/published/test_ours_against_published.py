@@ -21,7 +21,7 @@ SPARSEGPT = {
     "blocksize": 128,
     "saliency": "obs",
     "reference": False,
-    "schedule": "sequential",
+    "schedule": "blockwise",
 }
 WANDA = Ours(
     model="llama-2-7b",
@@ -31,7 +31,7 @@ WANDA = Ours(
     on="wikitext2",
     value=11.10,
     calibration="c4:128x4096",
-    parameters={"reference": True},
+    parameters={"reference": True, "schedule": "blockwise"},
     window=4096,
     dtype="float16",
 )
@@ -83,6 +83,13 @@ def test_papers_that_disagree_are_both_shown() -> None:
     assert all("removes exactly" in " ".join(entry.notes) for entry in matches)
 
 
+def test_what_moves_rounding_only_is_a_note() -> None:
+    matches, _ = compare(replace(OPT, parameters={**SPARSEGPT, "hessian_dtype": "float64"}))
+    assert matches and all("Hessians in float64" in " ".join(entry.notes) for entry in matches)
+    magnitude = replace(OPT, method="magnitude", calibration="", parameters={"schedule": "sequential"})
+    assert compare(magnitude)[0]  # draws no text: no schedule either
+
+
 def test_suspects_are_marked() -> None:
     dense = replace(
         OPT, model="llama-30b", method="dense", target="0%", calibration="", parameters={}, value=4.1
@@ -104,6 +111,8 @@ def test_suspects_are_marked() -> None:
         ({"calibration": "<script>"}, "calibrated on c4, ours on <script>"),
         ({"parameters": {**SPARSEGPT, "percdamp": 0.1}}, "percdamp 0.01, ours 0.1"),
         ({"parameters": {**SPARSEGPT, "saliency": "isc"}}, "saliency obs, ours isc"),
+        ({"parameters": {**SPARSEGPT, "schedule": "sequential"}}, "pruned in schedule blockwise, ours sequential"),
+        ({"parameters": {"percdamp": 0.01}}, "pruned in schedule blockwise, ours not recorded"),
         ({"parameters": {**SPARSEGPT, "unheard": 3}}, "unheard is not stated, ours 3"),
         ({"parameters": {**SPARSEGPT, "recovery": "lora"}}, "one shot, ours trained after pruning (lora)"),
         ({"parameters": {**SPARSEGPT, "layers": "blocks=0-3"}}, "all layers pruned, ours blocks=0-3 only"),
