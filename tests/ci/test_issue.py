@@ -96,9 +96,14 @@ def comparison(
     }
 
 
-def run(hub: Hub, folder: Path, found: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    file = folder / "compare.json"
-    file.write_text(found if isinstance(found, str) else json.dumps(found))
+def run(
+    hub: Hub, folder: Path, found: Any, result: str = "failure", grid: str = "nano", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    file = folder / f"nightly-{grid}" / "compare.json"
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    if found is not None:
+        file.write_text(found if isinstance(found, str) else json.dumps(found))
     given = {
         "GITHUB_TOKEN": TOKEN,
         "GITHUB_REPOSITORY": "us/bench",
@@ -106,7 +111,7 @@ def run(hub: Hub, folder: Path, found: Any, **environment: str) -> subprocess.Co
         "GITHUB_RUN_ID": "7",
     }
     done = subprocess.run(
-        [sys.executable, str(ROOT / ".ci/issue.py"), str(file)],
+        [sys.executable, str(ROOT / ".ci/issue.py"), str(folder), f"{grid}={result}"],
         env={**given, **environment},
         capture_output=True,
         text=True,
@@ -128,6 +133,7 @@ def test_one_issue_a_kind_of_regression_opened_once_and_brought_up_to_date(hub: 
         "reason": "failed",
     }
     found = {
+        "base": "studies/nightly",
         "figures": [
             comparison("sparsegpt", "perplexity"),
             comparison("sparsegpt", "kl_to_dense"),
@@ -135,27 +141,52 @@ def test_one_issue_a_kind_of_regression_opened_once_and_brought_up_to_date(hub: 
             comparison("magnitude", "perplexity", verdict="unchanged"),
         ],
         "missing": [lost],
+        "damage": ["segment: 3 bytes at offset 0 are no record"],
     }
     done = run(hub, tmp_path, found)
-    assert done.returncode == 0 and done.stdout.count("opened issue") == 3, done.stderr
+    assert done.returncode == 0 and done.stdout.count("opened issue") == 4, done.stderr
     opened = hub.issues[120:]
     assert [issue["title"] for issue in opened] == [
-        "Nightly: bitmap regressed (time)",
-        "Nightly: sparsegpt regressed (quality)",
-        "Nightly: wanda regressed (missing)",
+        "Nightly nano: bitmap regressed (time)",
+        "Nightly nano: sparsegpt regressed (quality)",
+        "Nightly nano: the store regressed (damaged)",
+        "Nightly nano: wanda regressed (missing)",
     ]
     assert all(issue["labels"] == ["nightly-regression"] for issue in opened)
     assert "actions/runs/7" in opened[1]["body"] and "kl\\_to\\_dense" in opened[1]["body"]
+    assert "against studies/nightly" in opened[1]["body"]
     assert hub.tokens == {f"Bearer {TOKEN}"} and TOKEN not in json.dumps(hub.issues)
     again = run(hub, tmp_path, found)
-    assert again.stdout.count("says it already") == 3 and len(hub.issues) == 123 and not hub.comments
+    assert again.stdout.count("says it already") == 4 and len(hub.issues) == 124 and not hub.comments
     worse = {"figures": [comparison("sparsegpt", "perplexity", new=3.0)]}
     later = run(hub, tmp_path, worse, GITHUB_RUN_ID="8")
-    assert later.stdout == "updated issue 122: Nightly: sparsegpt regressed (quality)\n"
+    assert later.stdout == "updated issue 122: Nightly nano: sparsegpt regressed (quality)\n"
     assert "actions/runs/8" in hub.issues[121]["body"] and [number for number, _ in hub.comments] == [122]
     hub.issues[121]["state"] = "closed"
-    assert "opened issue 124" in run(hub, tmp_path, worse).stdout
-    assert run(hub, tmp_path, {"figures": [], "missing": []}).stdout == "no regression, no issue\n"
+    assert "opened issue 125" in run(hub, tmp_path, worse).stdout
+
+
+def test_grids_have_issues_of_their_own_which_a_green_night_closes(hub: Hub, tmp_path: Path) -> None:
+    found = {"figures": [comparison("sparsegpt", "perplexity")]}
+    for grid in ("nano", "smollm2"):
+        assert "opened issue" in run(hub, tmp_path, found, grid=grid).stdout
+    assert [issue["title"].split(":")[0] for issue in hub.issues] == ["Nightly nano", "Nightly smollm2"]
+    assert run(hub, tmp_path, None, "skipped", "gpu").stdout == ""
+    green = {"figures": [comparison("sparsegpt", "perplexity", verdict="unchanged")], "missing": []}
+    assert run(hub, tmp_path, green, "success").stdout == "closed issue 1: nano is green\n"
+    assert [issue["state"] for issue in hub.issues] == ["closed", "open"]
+    assert hub.comments == [(1, "Gone in https://github.com/us/bench/actions/runs/7.")]
+    assert run(hub, tmp_path, green, "success").stdout == "nano: no regression, no issue\n"
+
+
+@pytest.mark.parametrize("left", [None, "", "no json", {"figures": [], "missing": []}])
+def test_a_job_that_ends_badly_without_a_regression_has_an_issue(left: Any, hub: Hub, tmp_path: Path) -> None:
+    done = run(hub, tmp_path, left)
+    assert (done.returncode, len(hub.issues)) == (0, 1), done.stderr
+    assert hub.issues[0]["title"] == "Nightly nano: the job ended badly without a regression"
+    assert "ended as failure" in hub.issues[0]["body"] and "actions/runs/7" in hub.issues[0]["body"]
+    assert "updated issue 1" in run(hub, tmp_path, left, "cancelled", GITHUB_RUN_ID="8").stdout
+    assert "closed issue 1" in run(hub, tmp_path, {"figures": []}, "success").stdout
 
 
 def test_hostile_names_are_text_in_the_issue(hub: Hub, tmp_path: Path) -> None:
@@ -177,6 +208,7 @@ def test_what_goes_wrong_is_one_line_without_the_token(hub: Hub, tmp_path: Path)
         run(hub, tmp_path, found, GITHUB_API_URL="http://example.org"),
         run(hub, tmp_path, found, GITHUB_TOKEN=""),
         run(hub, tmp_path, found, GITHUB_REPOSITORY="us/bench/../x"),
-        run(hub, tmp_path, "no json"),
+        run(hub, tmp_path, found, "broken"),
+        run(hub, tmp_path, found, grid="Nano!"),
     ):
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")

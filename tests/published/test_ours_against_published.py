@@ -111,7 +111,10 @@ def test_suspects_are_marked() -> None:
         ({"calibration": "<script>"}, "calibrated on c4, ours on <script>"),
         ({"parameters": {**SPARSEGPT, "percdamp": 0.1}}, "percdamp 0.01, ours 0.1"),
         ({"parameters": {**SPARSEGPT, "saliency": "isc"}}, "saliency obs, ours isc"),
-        ({"parameters": {**SPARSEGPT, "schedule": "sequential"}}, "pruned in schedule blockwise, ours sequential"),
+        (
+            {"parameters": {**SPARSEGPT, "schedule": "sequential"}},
+            "pruned in schedule blockwise, ours sequential",
+        ),
         ({"parameters": {"percdamp": 0.01}}, "pruned in schedule blockwise, ours not recorded"),
         ({"parameters": {**SPARSEGPT, "unheard": 3}}, "unheard is not stated, ours 3"),
         ({"parameters": {**SPARSEGPT, "recovery": "lora"}}, "one shot, ours trained after pruning (lora)"),
