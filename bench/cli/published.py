@@ -42,7 +42,7 @@ Examples
     "--format", "form", type=click.Choice(("table", "csv", "json")), default="table", help="table, csv, json."
 )
 @click.pass_context
-def command(ctx: click.Context, form: str, every: bool, **words: str | None) -> None:
+def command(ctx: click.Context, /, form: str, every: bool, **words: str | None) -> None:
     """Show published figures of one-shot pruning, each with its source and what to beware of.
 
     Lists are separated by commas. CSV has the file's own columns, and `caveats` behind them.

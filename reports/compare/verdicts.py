@@ -141,9 +141,9 @@ class _Open:
 def _figures(pair: Pair, limits: Tolerances, stores: tuple[Values, Values]) -> Iterator[_Open]:
     base, new = pair.base, pair.new
     if pair.apart:
-        lost = limits.lost((metric.name for metric in _metrics(base)), base.model, base.method, base.target)
-        change = _change(base, "all figures", "", "quality" if lost else "", None, None, pair.apart)
-        yield _Open(replace(change, verdict="regressed" if lost else "not comparable"))
+        alarm = limits.lost((metric.name for metric in _metrics(base)), base.model, base.method, base.target)
+        change = _change(base, "all figures", "", "quality" if alarm else "", None, None, pair.apart)
+        yield _Open(replace(change, verdict="regressed" if alarm else "not comparable"))
         return
     after = {metric.name: metric for metric in _metrics(new)}
     for metric in _metrics(base):

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.results.current import current
 from bench.results.files import fault, replace_file
 from bench.results.records import now
-from bench.results.segments import Store
 from reports.comparison import SIZE_PHASE
 from reports.layout import render
 from reports.leaderboard.boards import Board, Placed, boards
 from reports.leaderboard.entries import Entry
-from reports.leaderboard.submission import notes_on
+from reports.leaderboard.submission import notes_of
 from reports.statistics import Summary
 from reports.wording import MISSING, clean, figure, percent_change, spread
 
@@ -41,11 +39,7 @@ def write_leaderboard(stores: Sequence[Path], folder: Path) -> Leaderboard:
     found = boards(stores)
     page, feed_file = folder / "index.html", folder / "feed.json"
     names = [clean(out.resolve().name, 80) for out in stores]
-    notes = [
-        f"{name}: {clean(note, 200)}"
-        for name, out in zip(names, stores, strict=True)
-        for note in notes_on(current(Store(out).history()))
-    ]
+    notes = notes_of(stores)
     texts = {
         page: _page(found, names, notes),
         feed_file: json.dumps(feed(found, notes), indent=1, allow_nan=False),

@@ -23,7 +23,7 @@ from reports.wording import clean
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["STORES", "Submission", "accept", "check_name", "examine", "notes_on", "stores_of"]
+__all__ = ["STORES", "Submission", "accept", "check_name", "examine", "notes_of", "notes_on", "stores_of"]
 
 STORES: Final = "stores"
 """Where a leaderboard's folder keeps the stores that it took in."""
@@ -68,6 +68,15 @@ def notes_on(records: Sequence[Record]) -> tuple[str, ...]:
     evaluated = [record for record in records if record.status == "done" and record.phase == QUALITY_PHASE]
     changed = sum(str(record.provenance.get("commit", "")).endswith("+changes") for record in evaluated)
     return (f"{changed} of {len(evaluated)} evaluations ran from a changed source tree",) if changed else ()
+
+
+def notes_of(stores: Sequence[Path]) -> list[str]:
+    """The notes on every store, each behind the store's name. Raises as `examine`."""
+    return [
+        f"{clean(out.resolve().name, 80)}: {note}"
+        for out in stores
+        for note in notes_on(current(Store(out).history()))
+    ]
 
 
 def _problems(done: Sequence[Record], evaluated: Sequence[Record], out: Path) -> Iterator[str]:

@@ -18,7 +18,6 @@ from bench.results.records import MatrixFigures, Metric, Record
 from bench.results.segments import Store
 from bench.results.values import FOLDER, save_values
 from methods.errors import StoreError
-from reports.leaderboard import submission
 from reports.leaderboard.boards import Board, boards
 from reports.leaderboard.page import write_leaderboard
 from reports.leaderboard.private import private
@@ -326,7 +325,7 @@ def test_a_crash_while_a_store_is_replaced_loses_neither(
             raise KeyboardInterrupt
         return rename(self, target)
 
-    monkeypatch.setattr(submission.Path, "rename", crash)
+    monkeypatch.setattr(Path, "rename", crash)
     with pytest.raises(KeyboardInterrupt):
         accept(examine(source), site, "mine")
     monkeypatch.undo()
