@@ -56,3 +56,14 @@ def test_the_nightly_steps_are_those_of_the_nox_session() -> None:
     assert len(nightly) == 3
     for named in re.findall(r"\.ci/nightly/\S+|studies/\S+", "\n".join(nightly)):
         assert (ROOT / named).exists(), named
+
+
+def test_the_issue_job_tells_of_every_grid_however_it_ended() -> None:
+    jobs = parsed(ROOT / ".github/workflows/nightly.yml")["jobs"]
+    issue = jobs.pop("issue")
+    assert issue["needs"] == list(jobs) and issue["if"] == "${{ !cancelled() }}"
+    step = issue["steps"][-1]
+    for grid, job in jobs.items():
+        assert f'"{grid}=${grid.upper()}"' in step["run"]
+        assert step["env"][grid.upper()] == f"${{{{ needs.{grid}.result }}}}"
+        assert job["steps"][-1]["with"]["name"] == f"nightly-{grid}"
