@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 4999
-"""Bootstrap resamples: the smallest p-value they can give is 2 / (RESAMPLES + 1) = 0.0004."""
+"""Bootstrap resamples of fewer than `MANY_UNITS` windows or items."""
 FEW_RESAMPLES: Final = 999
 MANY_UNITS: Final = 2000
 """From so many windows or items on, `FEW_RESAMPLES` serve: their means are close to normal."""
@@ -71,6 +71,24 @@ def summarise(values: Sequence[float | None]) -> Summary:
     return Summary(centre, reach * math.sqrt(variance / len(known)), len(known))
 
 
+def geometric(values: Sequence[float | None]) -> Summary:
+    """Geometric mean of positive figures of independent runs; of perplexities, the exponential of the mean loss.
+
+    `half_width` is the mean times that of the logarithms' Student-t interval (the delta method). One value, missing
+    ones and ones that are not finite are as in `summarise`; several of which one is not positive have no mean (NaN).
+    """
+    plain = summarise(values)
+    known = [value for value in values if value is not None]
+    if plain.mean is None or len(known) == 1 or not all(map(math.isfinite, known)):
+        return plain
+    if min(known) <= 0:
+        return Summary(math.nan, None, len(known))
+    logarithms = summarise([math.log(value) for value in known])
+    # Equal seeds keep their figure to the last bit.
+    mean = known[0] if len(set(known)) == 1 else math.exp(logarithms.mean or 0.0)
+    return Summary(mean, mean * (logarithms.half_width or 0.0), len(known))
+
+
 def ratio(value: float | None, dense: float | None) -> float | None:
     """`value / dense`, None where either is missing or the dense figure is not a positive finite number."""
     if value is None or dense is None or not (0 < dense < math.inf):
@@ -100,17 +118,32 @@ class Difference:
         return self.adjusted < 1 - CONFIDENCE
 
 
-def differences(samples: Sequence[NDArray[np.float64]], families: Sequence[int] = ()) -> list[Difference]:
+def resamples_of(units: int) -> int:
+    """How often the bootstrap draws that many windows or items."""
+    return RESAMPLES if units < MANY_UNITS else FEW_RESAMPLES
+
+
+def differences(
+    samples: Sequence[NDArray[np.float64]],
+    families: Sequence[int] = (),
+    tests: Mapping[int, int] | None = None,
+) -> list[Difference]:
     """Judge paired differences A - B, float64 [seeds, units] each.
 
-    The interval is the percentile one of scipy's bootstrap. One seed: units are drawn anew, and it covers other
-    text only. Several: units and seeds are drawn anew, independently of each other (the pigeonhole bootstrap, Owen
-    2007, Annals of Applied Statistics 1:386), and it covers other text and other calibration draws. From few seeds
-    resampling alone would promise too much, so p is then the greater of the bootstrap's and of Student's t-test on
-    the seeds' means: a difference stands only where both agree. Holm's correction (statsmodels) runs over the samples
-    of one family, by the number that `families` gives each; over all without it. Draws are seeded: equal samples give
-    equal results. Raises ValueError for arrays of other dimensions,
-    fewer than `FEWEST_UNITS` units or values that are not finite.
+    p is Student's, and so has no floor that a correction could not pass. One seed: the paired t-test over units, which
+    speaks of other text only. Several: the mean over its standard error from both units and seeds (two-way cluster-robust
+    variance without the interaction's share, so never too small: Cameron, Gelbach and Miller 2011, Journal of Business
+    & Economic Statistics 29:238), degrees of freedom after Satterthwaite 1946 (Biometrics Bulletin 2:110); and, as two or
+    three seeds may agree by luck, no less than the t-test on the seeds' means.
+
+    The interval is the widest of those of these tests and of scipy's percentile bootstrap, which draws units anew and,
+    where there are several, seeds, independently (the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics
+    1:386). Where the bootstrap's p reaches 1 - `CONFIDENCE`, p is no less: no difference stands whose interval holds zero.
+
+    Holm's correction (statsmodels) runs over the samples of one family, by the number that `families` gives each; over all
+    without it. `tests` gives a family's number of hypotheses where more than its samples were looked at to choose them.
+    Draws are seeded: equal samples give equal results. Raises ValueError for arrays of other dimensions, fewer than
+    `FEWEST_UNITS` units or values that are not finite.
     """
     import numpy as np
 
@@ -137,22 +170,29 @@ def differences(samples: Sequence[NDArray[np.float64]], families: Sequence[int] 
     if collecting:
         gc.freeze()
     try:
-        for part in members.values():
-            found.update(zip(part, holm([found[place] for place in part]), strict=True))
+        for family, part in members.items():
+            corrected = holm([found[place] for place in part], (tests or {}).get(family, 0))
+            found.update(zip(part, corrected, strict=True))
     finally:
         if collecting:
             gc.unfreeze()
     return [found[place] for place in range(len(samples))]
 
 
-def holm(judged: Sequence[Difference]) -> list[Difference]:
-    """The differences with `adjusted` set by Holm's step-down over all of them."""
+def holm(judged: Sequence[Difference], tests: int = 0) -> list[Difference]:
+    """The differences with `adjusted` set by Holm's step-down over all of them, or over `tests` hypotheses if that is more.
+
+    Hypotheses that were not tested count as the least significant, which can only raise the others' p.
+    """
     if not judged:
         return []
     from statsmodels.stats.multitest import multipletests
 
-    adjusted = multipletests([entry.p for entry in judged], alpha=1 - CONFIDENCE, method="holm")[1]
-    return [replace(entry, adjusted=float(p)) for entry, p in zip(judged, adjusted, strict=True)]
+    untested = [1.0] * (tests - len(judged))
+    adjusted = multipletests(
+        [*(entry.p for entry in judged), *untested], alpha=1 - CONFIDENCE, method="holm"
+    )[1]
+    return [replace(entry, adjusted=float(p)) for entry, p in zip(judged, adjusted, strict=False)]
 
 
 def _bootstrap(stacked: NDArray[np.float64]) -> list[Difference]:
@@ -173,7 +213,7 @@ def _bootstrap(stacked: NDArray[np.float64]) -> list[Difference]:
         return over[:, 0] if single else over
 
     sizes = (units,) if seeds == 1 else (units, seeds)
-    resamples = RESAMPLES if units < MANY_UNITS else FEW_RESAMPLES
+    resamples = resamples_of(units)
     result: Any = stats.bootstrap(
         tuple(np.arange(size) for size in sizes),
         means,
@@ -186,16 +226,14 @@ def _bootstrap(stacked: NDArray[np.float64]) -> list[Difference]:
     )
     drawn = result.bootstrap_distribution
     below, above = (drawn <= 0).sum(axis=-1), (drawn >= 0).sum(axis=-1)
-    p = np.minimum(1.0, 2 * (np.minimum(below, above) + 1) / (resamples + 1))
-    if seeds > 1:
-        p = np.maximum(p, _seeds_p(stacked.mean(axis=-1)))
-    interval = result.confidence_interval
-    return [
-        Difference(float(mean), float(low), float(high), float(chance), seeds, units)
-        for mean, low, high, chance in zip(
-            stacked.mean(axis=(1, 2)), interval.low, interval.high, p, strict=True
-        )
-    ]
+    chance = np.minimum(1.0, 2 * (np.minimum(below, above) + 1) / (resamples + 1))
+    p, low, high = _student(stacked)
+    # Resamples may refuse a difference; of how sure one is they know no more than their number.
+    p = np.where(chance >= 1 - CONFIDENCE, np.maximum(p, chance), p)
+    ends = result.confidence_interval
+    low, high = np.minimum(low, ends.low), np.maximum(high, ends.high)
+    columns = (stacked.mean(axis=(1, 2)), low, high, p)
+    return [Difference(*map(float, row), seeds, units) for row in zip(*columns, strict=True)]
 
 
 def _weights(drawn: NDArray[np.int64], size: int) -> NDArray[np.float64]:
@@ -208,14 +246,42 @@ def _weights(drawn: NDArray[np.int64], size: int) -> NDArray[np.float64]:
     return weights
 
 
-def _seeds_p(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Two-sided p of Student's t-test against zero on the seeds' means [samples, seeds]."""
+def _student(stacked: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Two-sided p against zero and both ends of the interval, by `differences`' t-tests, of [samples, seeds, units]."""
+    import numpy as np
+
+    _, seeds, units = stacked.shape
+    means = stacked.mean(axis=(1, 2))
+    text = _error(stacked.mean(axis=1))
+    if seeds == 1:
+        tests = [(text, np.full(len(means), units - 1.0))]
+    else:
+        drawn = _error(stacked.mean(axis=2))
+        both = text + drawn
+        share = np.divide(text, both, out=np.zeros_like(both), where=both > 0)
+        freedom = 1 / (share**2 / (units - 1) + (1 - share) ** 2 / (seeds - 1))
+        tests = [(both, freedom), (drawn, np.full(len(means), seeds - 1.0))]
+    found = [_against_zero(means, np.sqrt(error), freedom) for error, freedom in tests]
+    p, reach = (np.max([each[place] for each in found], axis=0) for place in (0, 1))
+    return p, means - reach, means + reach
+
+
+def _error(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The squared standard error of the means of [samples, draws]; 0 where all draws are the same to the last bit."""
+    import numpy as np
+
+    error = values.var(axis=1, ddof=1) / values.shape[1]
+    return np.where(np.ptp(values, axis=1) == 0, 0.0, error)
+
+
+def _against_zero(
+    means: NDArray[np.float64], errors: NDArray[np.float64], freedom: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two-sided p of Student's t and half the width of its interval, by mean, standard error and degrees of freedom."""
     import numpy as np
     from scipy import stats
 
-    # Seeds that agree to the last bit leave no variance to test with: zero means no difference, else a sure one.
-    same = np.ptp(means, axis=1) == 0
-    p = np.where(means[:, 0] == 0, 1.0, 0.0)
-    if not same.all():
-        p[~same] = stats.ttest_1samp(means[~same], 0.0, axis=1).pvalue
-    return np.asarray(p, dtype=np.float64)
+    # Values without any spread leave nothing to test: zero means no difference, else a sure one.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(means == 0, 1.0, 2 * stats.t.sf(np.abs(means) / errors, freedom))
+    return p, errors * stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
