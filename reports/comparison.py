@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from bench.results.records import Metric, Record
-from reports.statistics import Summary, ratio, summarise
+from reports.statistics import Summary, geometric, ratio, summarise
 from reports.targets import target_order
 from reports.wording import clean
 
@@ -19,6 +19,7 @@ SIZE_PHASE: Final = "prune"
 SAVE_PHASE: Final = "save"
 QUALITY_PHASE: Final = "perplexity"
 KERNEL_PHASE: Final = "kernels"
+_PERPLEXITY: Final = (QUALITY_PHASE, "perplexity")
 TIMED_PHASES: Final = ("decode",)
 """Phases whose figures are speeds, and so belong to the machine and software they were measured on."""
 
@@ -72,8 +73,8 @@ class Row:
 
     @property
     def perplexity(self) -> Summary:
-        """Perplexity over seeds."""
-        return self.figures.get((QUALITY_PHASE, "perplexity"), Summary(None, None, 0))
+        """Perplexity over seeds: the geometric mean, so that rows stand in the order of their mean losses."""
+        return self.figures.get(_PERPLEXITY, Summary(None, None, 0))
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -291,7 +292,9 @@ def _row(identity: Identity, members: Sequence[Parts], variant: str = "") -> Row
         records=tuple({id(record): record for parts in members for record in parts}.values()),
         # A figure that some seed lacks is missing, not averaged over the others.
         figures={
-            key: summarise([*entries, *[None] * (len(members) - len(entries))])
+            key: (geometric if key == _PERPLEXITY else summarise)(
+                [*entries, *[None] * (len(members) - len(entries))]
+            )
             for key, entries in values.items()
         },
         units=units,
@@ -316,7 +319,7 @@ def _against_dense(rows: Sequence[Row]) -> list[Row]:
 
 def _changed(row: Row, dense: float | None) -> Row:
     values = [record.metric("perplexity") for record in row.records if record.phase == QUALITY_PHASE]
-    ratios = summarise([ratio(value, dense) for value in values])
+    ratios = geometric([ratio(value, dense) for value in values])
     return Row(**{**vars(row), "change": ratios})
 
 

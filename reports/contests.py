@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from reports.comparison import DENSE, QUALITY_PHASE, Group, Key, Row
-from reports.statistics import RESAMPLES
+from reports.statistics import resamples_of
 from reports.tables import Shown, Table
 from reports.verdicts import (
     DIVERGENCE,
@@ -24,23 +25,39 @@ from reports.verdicts import (
 from reports.wording import MISSING, clean
 
 ALL_PAIRS: Final = 6
-"""Up to so many methods at a target, every pair is judged; of more, the first against each of the others."""
+"""Up to so many methods at a target, every pair is judged; of more, the first against each of the others.
+
+The first is first by the very figures that are then tested, so p-values are corrected over every pair all the same.
+"""
 MOST_RIVALS: Final = 24
 MOST_TASKS: Final = 4
 FEW_PAIRS: Final = 2
 MOST_TARGETS: Final = 24
 
-_NOTES: Final = (
-    (
-        "A against B on the same windows or items, with 95 % intervals of a paired bootstrap "
-        f"({RESAMPLES:,} resamples; percentiles). With one seed they cover other text only; where a pair shares several "
-        "calibration seeds, these are drawn anew too, and Student's t-test over seeds has to agree."
-    ),
-    (
-        "p is two-sided and corrected by Holm over the pairs of the column; a pair is called not distinguishable from "
-        "p = 0.05 on."
-    ),
-)
+
+def _notes(judged: Sequence[Contest]) -> tuple[str, ...]:
+    """How the verdicts were reached, with what was used for these."""
+    found = [verdict.difference for contest in judged for verdict in contest.verdicts.values()]
+    used = sorted({resamples_of(difference.units) for difference in found if difference is not None})
+    resamples = f" ({' or '.join(f'{count:,}' for count in used)} resamples; percentiles)" if used else ""
+    chosen = any(len(contest.rows) > ALL_PAIRS and PERPLEXITY in contest.measures for contest in judged)
+    return (
+        (
+            "A against B on the same windows or items, with 95 % intervals: the widest of a paired bootstrap's"
+            f"{resamples} and of Student's t. With one seed they cover other text only; where a pair shares several "
+            "calibration seeds, they cover other seeds too."
+        ),
+        (
+            "p is two-sided, by Student's t over windows and seeds, and corrected by Holm over the pairs of the column"
+            + (
+                f"; of more than {ALL_PAIRS} methods only the best meets the others, and the correction is over all "
+                "pairs that there are, since the best was found by these figures"
+                if chosen
+                else ""
+            )
+            + ". A pair is called not distinguishable from p = 0.05 on."
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -70,45 +87,48 @@ Contests = Mapping[Key, tuple[Contest, ...]]
 
 def contests(groups: Sequence[Group], values: Values) -> Contests:
     """The contests of every group, all judged in one pass; p-values are corrected by target and measure."""
-    planned: list[tuple[Key, str, tuple[Row, ...], tuple[Measure, ...]]] = []
+    planned: list[tuple[Key, str, tuple[Row, ...], tuple[Measure, ...], int]] = []
+    tests: dict[int, int] = {}
     for group in groups:
         for target in group.targets[:MOST_TARGETS]:
             measures, rows = _field(group, target)
             if len(rows) > 1:
-                planned.append((group.key, target, rows, measures))
+                planned.append((group.key, target, rows[: MOST_RIVALS + 1], measures, len(rows)))
     pairs: list[Pair] = []
     places: list[tuple[int, int, int, str]] = []
     family = 0
-    for number, (_, _, rows, measures) in enumerate(planned):
+    for number, (_, _, rows, measures, running) in enumerate(planned):
         for measure in measures:
             samples: list[Sample | str] = [sample(row.records, values, measure) for row in rows]
             family += 1
+            if running > ALL_PAIRS and PERPLEXITY in measures:
+                tests[family] = math.comb(running, 2)
             for first, second in _matched(len(rows)):
                 names = (clean(rows[first].name), clean(rows[second].name))
                 pairs.append(Pair(names, measure, samples[first], samples[second], family))
                 places.append((number, first, second, measure.name))
     found: dict[int, dict[tuple[int, int, str], Verdict]] = {}
-    for (number, first, second, name), verdict in zip(places, judge(pairs), strict=True):
+    for (number, first, second, name), verdict in zip(places, judge(pairs, tests), strict=True):
         found.setdefault(number, {})[first, second, name] = verdict
     result: dict[Key, tuple[Contest, ...]] = {}
-    for number, (key, target, rows, measures) in enumerate(planned):
+    for number, (key, target, rows, measures, _) in enumerate(planned):
         result[key] = (*result.get(key, ()), Contest(target, rows, measures, found.get(number, {})))
     return result
 
 
 def _field(group: Group, target: str) -> tuple[tuple[Measure, ...], tuple[Row, ...]]:
-    """What the rows at a target are compared by, and the rows, best first."""
+    """What the rows at a target are compared by, and all its rows that can be, best first."""
     rows = [row for row in group.rows if row.target == target and row.method != DENSE]
     measured = [row for row in rows if row.perplexity.mean is not None]
     if measured:
         measures = [PERPLEXITY]
         if any((QUALITY_PHASE, "kl_to_dense") in row.figures for row in measured):
             measures.append(DIVERGENCE)
-        return tuple(measures), tuple(sorted(measured, key=lambda row: row.rank)[: MOST_RIVALS + 1])
+        return tuple(measures), tuple(sorted(measured, key=lambda row: row.rank))
     tasks = list(dict.fromkeys(name for row in rows for _, name in row.figures if name.startswith("acc/")))[
         :MOST_TASKS
     ]
-    return tuple(measure_of(task) for task in tasks), tuple(rows[: MOST_RIVALS + 1]) if tasks else ()
+    return tuple(measure_of(task) for task in tasks), tuple(rows) if tasks else ()
 
 
 def _matched(count: int) -> Iterator[tuple[int, int]]:
@@ -129,12 +149,12 @@ def verdict_tables(judged: Sequence[Contest]) -> list[Table]:
     if together and len(held) > 1:
         rows = tuple((clean(contest.target), *row) for contest in held for row in _lines(contest))
         columns = ("Target", *_columns(held[0]))
-        return [Table("Pair by pair at each target", columns, rows, 3, notes=_NOTES)]
+        return [Table("Pair by pair at each target", columns, rows, 3, notes=_notes(held))]
     tables = [
         Table(f"Pair by pair at {clean(contest.target)}", _columns(contest), tuple(_lines(contest)), 2)
         for contest in held
     ]
-    return [*tables[:-1], replace(tables[-1], notes=_NOTES)]
+    return [*tables[:-1], replace(tables[-1], notes=_notes(held))]
 
 
 def _columns(contest: Contest) -> tuple[str, ...]:

@@ -22,6 +22,10 @@ from reports.tables import NO_SUMMARY, change_of, figure_of, title_of
 from reports.verdicts import DIVERGENCE, PERPLEXITY
 from reports.wording import clean, figure
 
+MEAN_NOTE: Final = (
+    "± is the half width of the 95 % Student interval over calibration seeds; perplexities over seeds are geometric "
+    "means, the exponential of the mean loss."
+)
 MOST_NAMED: Final = 6
 """Rows behind the first that a sentence names."""
 
@@ -101,7 +105,7 @@ def _finding(standing: Standing, contest: Contest | None) -> Finding:
     target, cost = clean(standing.target), _cost(first)
     if not rest:
         return Finding(target, clean(first.name), f" has perplexity {_against(first)}.", cost=cost)
-    level = _level(contest)
+    level = _unbeaten(contest)
     following = ", ".join(f"{clean(row.name)} {_against(row)}" for row in rest[:MOST_NAMED])
     following += f" and {len(rest) - MOST_NAMED} more" if len(rest) > MOST_NAMED else ""
     keeps = "has the lowest perplexity," if level else "keeps most quality: perplexity"
@@ -115,12 +119,14 @@ def _finding(standing: Standing, contest: Contest | None) -> Finding:
     return Finding(target, clean(first.name), text, sure, cost)
 
 
-def _level(contest: Contest | None) -> list[int]:
-    """The places of rows that perplexity cannot tell from the first."""
+def _unbeaten(contest: Contest | None) -> list[int]:
+    """The places of rows that the first is not known to beat: level with it, or better on the seeds that both have."""
     if contest is None:
         return []
     found = ((place, contest.verdict(0, place, PERPLEXITY)) for place in range(1, len(contest.rows)))
-    return [place for place, verdict in found if verdict and verdict.outcome == "not distinguishable"]
+    return [
+        place for place, verdict in found if verdict and verdict.outcome in ("not distinguishable", "worse")
+    ]
 
 
 def _sure(contest: Contest | None) -> str:
@@ -129,7 +135,8 @@ def _sure(contest: Contest | None) -> str:
         return ""
     names = [clean(row.name) for row in contest.rows]
     said: dict[str, list[str]] = {}
-    covered, refused, settled = "", [], []
+    refused, settled = [], []
+    covered: dict[str, list[str]] = {}
     for place in range(1, len(names)):
         verdict = contest.verdict(0, place, PERPLEXITY)
         if verdict is None:
@@ -137,7 +144,7 @@ def _sure(contest: Contest | None) -> str:
         if verdict.difference is None or verdict.ratio is None:
             refused.append(f"{names[place]} ({clean(verdict.reason, 120)})")
             continue
-        covered = covered or verdict.beyond
+        covered.setdefault(verdict.beyond, []).append(names[place])
         settled.append((place, verdict.outcome))
         figures = f"{names[place]} (perplexity ratio {standing_of(verdict).replace(' (', ', ').rstrip(')')})"
         said.setdefault(verdict.outcome, []).append(
@@ -154,9 +161,16 @@ def _sure(contest: Contest | None) -> str:
     ]
     if not parts:
         return ""
-    text = f"{names[0]} is {'; '.join(parts)}; 95 % intervals over {covered}."
+    text = f"{names[0]} is {'; '.join(parts)}; 95 % intervals over {_covered(covered)}."
     text += _divergence(contest, settled, names)
     return text + (f" Not compared: {_listed(refused[:3])}." if refused else "")
+
+
+def _covered(found: dict[str, list[str]]) -> str:
+    """What the intervals cover, with the names that each holds for where pairs differ in that."""
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{covered} ({_listed(names)})" for covered, names in found.items())
 
 
 def _divergence(contest: Contest, settled: Sequence[tuple[int, str]], names: Sequence[str]) -> str:
@@ -246,7 +260,7 @@ def _notes(group: Group) -> list[str]:
             f"Measured with {alone}: no interval over calibration text exists, small differences may be chance."
         )
     elif seeds:
-        notes.append("± is the half width of the 95 % Student interval over calibration seeds.")
+        notes.append(MEAN_NOTE)
     return notes
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.results.files import fault, replace_file
 from reports.comparison import Comparison, asked_of, compare
 from reports.contests import Contests, contests
 from reports.figures.speed import speedup_charts
@@ -25,6 +24,7 @@ from reports.sections import section
 from reports.tables import problem_table
 from reports.tidy_csv import csv_lines
 from reports.verdicts import Values
+from reports.writing import write_texts
 
 TITLE: Final = "Pruning comparison"
 PAGES: Final = (
@@ -84,13 +84,7 @@ def _written(out: Path, loaded: Loaded, destination: Path | None) -> Report:
         report.markdown: markdown_page(loaded, comparison, judged),
         report.csv: "".join(f"{line}\n" for line in csv_lines(loaded.records)),
     }
-    path = folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            replace_file(path, text.encode("utf-8"))
-    except OSError as error:
-        raise fault("write", path, error) from error
+    write_texts(folder, texts)
     return report
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from reports.comparison import QUALITY_PHASE, SIZE_PHASE, Group
-from reports.tables import Shown, Table, change_of, figure_of, seeds_of
+from reports.tables import Table, change_of, figure_of, seeds_of, suite_columns
 from reports.wording import MISSING, clean
 
 _FIGURES: Final = (
@@ -27,6 +27,7 @@ FILTERS: Final = ("Model", "Method", "Target", "Protocol", "Recovery", "Weights"
 
 def results_table(groups: Sequence[Group]) -> Table:
     """One line a row of every group; figures that nobody measured have no column."""
+    suites = suite_columns(groups)
     rows = []
     for group in groups:
         for row in group.rows:
@@ -43,19 +44,14 @@ def results_table(groups: Sequence[Group]) -> Table:
                 cells.append(figure_of(row, phase, name, title.rpartition(", ")[2]))
                 if name == "perplexity":
                     cells.append(change_of(row))
-            accuracies = [
-                summary.mean for (_, name), summary in row.figures.items() if name.startswith("acc/")
-            ]
-            known = [mean for mean in accuracies if mean is not None]
-            mean = sum(known) / len(known) if known and len(known) == len(accuracies) else None
-            cells.append(MISSING if mean is None else Shown(f"{100 * mean:.2f} % of {len(known)}", mean))
+            cells += [figure_of(row, phase, name) for _, phase, name in suites]
             rows.append(cells)
     columns = [
         *_WORDS,
         "Perplexity",
         "Change from dense",
         *(title for title, _, _ in _FIGURES[1:]),
-        "Accuracy, tasks",
+        *(title for title, _, _ in suites),
     ]
     kept = [
         place

@@ -54,7 +54,9 @@ _SAVED: Final = (
 )
 """What files took, each beside the closed form that it is to be held against."""
 _WHOLE_MEMORY: Final = ("Peak memory, prune", SIZE_PHASE, "peak_memory")
-_TASK_METRICS: Final = ("acc/", "acc_norm/")
+_TASK_METRICS: Final = ("acc_avg/", "acc_avg_partial/", "acc/", "acc_norm/")
+_SUITE_MEANS: Final = {"acc_avg": "Mean", "acc_avg_partial": "Partial mean"}
+"""Means over the tasks of a suite; partial where some could not be had."""
 _SPEED: Final = (
     ("Decode, token/s", "decode", "decode_tokens_per_second"),
     ("Packed as bitmap, token/s", "decode", "decode_tokens_per_second_bitmap"),
@@ -204,8 +206,22 @@ def measured_columns(group: Group) -> tuple[tuple[str, str, str], ...]:
     return (*tasks, *(column for column in _SPEED if column[1:] in keys))
 
 
+def suite_columns(groups: Sequence[Group]) -> tuple[tuple[str, str, str], ...]:
+    """The means over suites of tasks that some group has, as columns."""
+    return tuple(
+        dict.fromkeys(
+            column
+            for group in groups
+            for column in measured_columns(group)
+            if column[2].partition("/")[0] in _SUITE_MEANS
+        )
+    )
+
+
 def _task_title(name: str) -> str:
     metric, _, task = name.partition("/")
+    if metric in _SUITE_MEANS:
+        return clean(f"{_SUITE_MEANS[metric]} of suite:{task}", 60)
     return clean(task if metric == "acc" else f"{task}, {metric}", 60)
 
 

@@ -204,8 +204,8 @@ class Pair:
     family: int = 0
 
 
-def judge(pairs: Sequence[Pair]) -> list[Verdict]:
-    """One verdict a pair, p-values corrected by Holm within each family.
+def judge(pairs: Sequence[Pair], tests: Mapping[int, int] | None = None) -> list[Verdict]:
+    """One verdict a pair, p-values corrected by Holm within each family, over as many hypotheses as `tests` says if more.
 
     Pairs that share no ground, be it text, protocol, model revision, weight type or recovery, are refused with what
     differs. Of two methods with several seeds those that both have are compared, seed by seed; one that draws none
@@ -215,7 +215,7 @@ def judge(pairs: Sequence[Pair]) -> list[Verdict]:
     sound = [
         (found, pair.family) for found, pair in zip(aligned, pairs, strict=True) if not isinstance(found, str)
     ]
-    judged = iter(differences([found for found, _ in sound], [family for _, family in sound]))
+    judged = iter(differences([found for found, _ in sound], [family for _, family in sound], tests))
     verdicts = []
     for pair, found in zip(pairs, aligned, strict=True):
         if isinstance(found, str):

@@ -12,6 +12,7 @@ LONGEST: Final = 240
 _PERCENT: Final = {
     *("sparsity", "sparsity_selected", "top1_flip_rate", "accuracy"),
     *("acc", "acc_norm", "acc_stderr", "acc_norm_stderr"),
+    *("acc_avg", "acc_avg_partial", "acc_avg_stderr", "acc_avg_partial_stderr"),
 }
 """Shares, by the part of a metric's name before its task."""
 _SPOKEN: Final = {

@@ -137,8 +137,8 @@ void attend(const prune_bench_attend_params& p, int64_t head) {
       float score = dot<kDtype>(query, keys + t * dim * kBytes, dim);
       if (bias != nullptr) score += bias[t];
       scores[t] = score;
-      // a NaN is kept: nothing compares greater with it afterwards
-      if (!(score <= most)) most = score;
+      // a NaN is passed over here and makes the sum of the weights, and so the result, NaN
+      if (score > most) most = score;
     }
     const Vec top = splat(most);
     Vec totals = zero();

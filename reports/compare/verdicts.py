@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bench.results.records import Metric, Record
 from methods.errors import UserError
 from reports.compare.join import Missing, Pair, join
+from reports.compare.paired import paired
 from reports.compare.reference import Ratios, ratios
 from reports.compare.timing import FEWEST_CELLS, FEWEST_REPEATS, of_cells, of_repeats
 from reports.compare.tolerances import Limit, Tolerances
@@ -27,8 +28,6 @@ __all__ = ["Change", "Changes", "Verdict", "compare_stores"]
 
 Verdict = Literal["regressed", "improved", "unchanged", "not comparable"]
 
-_WINDOWS: Final = {"perplexity": "nll"}
-"""Figures whose windows go by another name in values files."""
 _UNTESTED: Final = "no windows to test on: judged by the tolerance alone"
 
 
@@ -128,14 +127,14 @@ def compare_stores(base: Path, new: Path, limits: Tolerances, *, missing_allowed
 class _Open:
     """A figure still to be judged: with what its test needs, or decided already (`limit` None).
 
-    `windows`: NEW - BASE float64 [windows]; `repeats`: ratios of both; `pool`: what times are taken together by.
+    `windows`: NEW - BASE float64 [windows]; `repeats`: ratios of both; `pool`: what times are taken together by, their limit included.
     """
 
     change: Change
     limit: Limit | None = None
     windows: NDArray[np.float64] | None = None
     repeats: tuple[Ratios, Ratios] | None = None
-    pool: tuple[str, ...] = ()
+    pool: tuple[str | Limit, ...] = ()
 
 
 def _figures(pair: Pair, limits: Tolerances, stores: tuple[Values, Values]) -> Iterator[_Open]:
@@ -163,7 +162,7 @@ def _figures(pair: Pair, limits: Tolerances, stores: tuple[Values, Values]) -> I
         elif limit.kind == "time":
             yield _timed(pair, change, limit, stores)
         else:
-            windows = _windows(pair, metric.name, stores) if limit.significant else None
+            windows = paired(pair, metric.name, stores) if limit.significant else None
             yield _Open(change, limit, windows=windows)
 
 
@@ -198,17 +197,6 @@ def _change(
     )
 
 
-def _windows(pair: Pair, metric: str, stores: tuple[Values, Values]) -> NDArray[np.float64] | None:
-    """NEW - BASE on the same windows or items; None where one side has none."""
-    name = _WINDOWS.get(metric, metric)
-    first, second = (
-        store.array(record, name) for store, record in zip(stores, (pair.base, pair.new), strict=True)
-    )
-    if isinstance(first, str) or isinstance(second, str) or first.shape != second.shape:
-        return None
-    return second - first
-
-
 def _timed(pair: Pair, change: Change, limit: Limit, stores: tuple[Values, Values]) -> _Open:
     records = (pair.base, pair.new)
     first, second = (
@@ -223,7 +211,7 @@ def _timed(pair: Pair, change: Change, limit: Limit, stores: tuple[Values, Value
         )
     change = replace(change, before=first.median, after=second.median, unit="1", reference=first.reference)
     base = pair.base
-    pool = (base.phase, change.metric, change.method, base.dtype, first.reference, base.environment)
+    pool = (base.phase, change.metric, change.method, base.dtype, first.reference, base.environment, limit)
     several = min(len(first.values), len(second.values)) >= FEWEST_REPEATS
     return _Open(change, limit, repeats=(first, second) if several else None, pool=pool)
 
@@ -236,7 +224,7 @@ def _judged(found: Sequence[_Open], level: float) -> Iterator[Change]:
     repeated = [entry for entry in found if entry.repeats is not None]
     own = [of_repeats(*(side.values for side in entry.repeats)) for entry in repeated if entry.repeats]
     tests |= dict(zip(map(id, repeated), holm(own), strict=True))
-    pools: dict[tuple[str, ...], list[_Open]] = {}
+    pools: dict[tuple[str | Limit, ...], list[_Open]] = {}
     for entry in found:
         if entry.pool:
             pools.setdefault(entry.pool, []).append(entry)

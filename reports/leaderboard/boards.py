@@ -9,10 +9,11 @@ from itertools import combinations
 from pathlib import Path
 
 from reports.leaderboard.entries import Entry, Ground, Routed, collect
+from reports.statistics import Summary, geometric
 from reports.targets import target_order
 from reports.verdicts import PERPLEXITY, Pair, Sample, judge, sample
 
-__all__ = ["Board", "Placed", "boards"]
+__all__ = ["Board", "Placed", "boards", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,19 @@ class Board:
         return f"b-{digest({**self.ground.identity, 'target': self.target})}"
 
 
+def perplexity(entry: Entry) -> Summary:
+    """Perplexity over seeds: the geometric mean, by which entries stand in the order of their mean losses."""
+    return geometric([result.evaluation.metric("perplexity") for result in entry.results])
+
+
 def boards(stores: Sequence[Path]) -> list[Board]:
     """Every board that the stores give, by family, model, protocol and target. Raises `StoreError`, `MachineError`."""
     entries, dense = collect(stores)
     grouped: dict[tuple[Ground, str], list[Entry]] = {}
     for entry in entries:
-        if entry.figure("perplexity").mean is not None:
+        if perplexity(entry).mean is not None:
             grouped.setdefault((entry.ground, entry.target), []).append(entry)
-    unpruned = {entry.ground: entry.figure("perplexity").mean for entry in dense}
+    unpruned = {entry.ground: perplexity(entry).mean for entry in dense}
     routed = Routed(result for entry in entries for result in entry.results)
     ordered = sorted(grouped, key=lambda key: (*key[0], target_order(key[1])))
     samples = {
@@ -83,6 +89,11 @@ def _level(groups: Sequence[Sequence[Entry]], samples: dict[str, Sample | str]) 
     for (a, b), verdict in zip(members, judge(pairs), strict=True):
         if verdict.outcome == "not distinguishable":
             found[frozenset((a.link, b.link))] = "the same windows do not tell them apart"
+        elif verdict.outcome == ("better" if _order(a) > _order(b) else "worse"):
+            # All seeds of both make the order; the windows speak of those that both have.
+            found[frozenset((a.link, b.link))] = (
+                "on the seeds that both have the order is the other way round"
+            )
         elif _overlap(a, b):
             found[frozenset((a.link, b.link))] = "their intervals over seeds overlap"
         elif verdict.outcome == "not comparable" and not _intervals(a, b):
@@ -91,12 +102,12 @@ def _level(groups: Sequence[Sequence[Entry]], samples: dict[str, Sample | str]) 
 
 
 def _intervals(a: Entry, b: Entry) -> bool:
-    return all(entry.figure("perplexity").half_width is not None for entry in (a, b))
+    return all(perplexity(entry).half_width is not None for entry in (a, b))
 
 
 def _overlap(a: Entry, b: Entry) -> bool:
     """Whether the seeds' intervals overlap; one without an interval stands for its value alone."""
-    first, second = a.figure("perplexity"), b.figure("perplexity")
+    first, second = perplexity(a), perplexity(b)
     if first.half_width is None and second.half_width is None:
         return False
     ends = (first.low, first.high, second.low, second.high)
@@ -105,15 +116,16 @@ def _overlap(a: Entry, b: Entry) -> bool:
     return (first.low or 0.0) <= (second.high or 0.0) and (second.low or 0.0) <= (first.high or 0.0)
 
 
+def _order(entry: Entry) -> tuple[bool, float, str]:
+    value = perplexity(entry).mean
+    finite = value is not None and math.isfinite(value)
+    return (not finite, value if finite and value is not None else 0.0, entry.name)
+
+
 def _places(entries: Sequence[Entry], level: dict[frozenset[str], str]) -> tuple[Placed, ...]:
     """Standard competition places (1, 2, 2, 4): level with the best of a place is in that place."""
 
-    def order(entry: Entry) -> tuple[bool, float, str]:
-        value = entry.figure("perplexity").mean
-        finite = value is not None and math.isfinite(value)
-        return (not finite, value if finite and value is not None else 0.0, entry.name)
-
-    ranked = sorted(entries, key=order)
+    ranked = sorted(entries, key=_order)
     placed: list[tuple[Entry, int, str]] = []
     leader, place = ranked[0], 1
     for index, entry in enumerate(ranked):

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.results.files import fault, replace_file
 from bench.results.records import now
 from reports.comparison import SIZE_PHASE
 from reports.layout import render
-from reports.leaderboard.boards import Board, Placed, boards
+from reports.leaderboard.boards import Board, Placed, boards, perplexity
 from reports.leaderboard.entries import Entry
 from reports.leaderboard.submission import notes_of
-from reports.statistics import Summary
+from reports.statistics import Summary, ratio
 from reports.wording import MISSING, clean, figure, percent_change, spread
+from reports.writing import write_texts
 
 __all__ = ["Leaderboard", "feed", "write_leaderboard"]
 
@@ -44,13 +44,7 @@ def write_leaderboard(stores: Sequence[Path], folder: Path) -> Leaderboard:
         page: _page(found, names, notes),
         feed_file: json.dumps(feed(found, notes), indent=1, allow_nan=False),
     }
-    path = folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            replace_file(path, text.encode("utf-8"))
-    except OSError as error:
-        raise fault("write", path, error) from error
+    write_texts(folder, texts)
     return Leaderboard(page, feed_file, len(found), sum(len(board.placed) for board in found))
 
 
@@ -110,14 +104,13 @@ def _shown(board: Board) -> dict[str, Any]:
 
 def _row(placed: Placed, dense: float | None) -> dict[str, str]:
     entry = placed.entry
-    change = entry.change(dense)
     return {
         "link": entry.link,
         "place": f"{'=' if placed.shared else ''}{placed.place}",
         "why": placed.why or "Link to this result",
         "name": clean(entry.name, 80),
-        "perplexity": _summary(entry.figure("perplexity")),
-        "change": percent_change(change.mean),
+        "perplexity": _summary(perplexity(entry)),
+        "change": percent_change(ratio(perplexity(entry).mean, dense)),
         "divergence": _summary(entry.figure("kl_to_dense")),
         "sparsity": figure(entry.figure("sparsity", SIZE_PHASE).mean, "1", "sparsity", share_digits=1),
         "seeds": ", ".join(map(str, entry.seeds)) or "none",
@@ -152,13 +145,12 @@ def feed(found: Sequence[Board], notes: Sequence[str] = ()) -> dict[str, Any]:
 
 def _item(board: Board, placed: Placed) -> dict[str, Any]:
     entry, ground = placed.entry, board.ground
-    perplexity = entry.figure("perplexity")
     where = f"{clean(ground.model, 80)} at {clean(board.target, 40)}, {clean(ground.protocol, 60)}"
     return {
         "id": entry.link,
         "url": f"index.html#{entry.link}",
         "title": f"{clean(entry.name, 80)} on {where}",
-        "content_text": f"Place {placed.place} of {len(board.placed)}: perplexity {_summary(perplexity)}.",
+        "content_text": f"Place {placed.place} of {len(board.placed)}: perplexity {_summary(perplexity(entry))}.",
         "date_published": _measured(entry),
         "_bench": {
             "family": ground.family,
@@ -177,10 +169,10 @@ def _item(board: Board, placed: Placed) -> dict[str, Any]:
             "shared": placed.shared,
             "why": placed.why,
             "dense": _number(board.dense),
+            "perplexity": _figures(perplexity(entry)),
             **{
                 name: _figures(entry.figure(name, phase))
                 for name, phase in (
-                    ("perplexity", "perplexity"),
                     ("kl_to_dense", "perplexity"),
                     ("top1_flip_rate", "perplexity"),
                     ("sparsity", SIZE_PHASE),

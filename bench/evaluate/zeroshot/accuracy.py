@@ -32,7 +32,7 @@ _METRICS = ("acc", "acc_norm")
 class Accuracies:
     """What every item of every task scored: ``items[task][metric]``, float32 [items], 1 where it is right.
 
-    ``metric`` is ``acc`` or ``acc_norm`` (by log-likelihood per byte), as the task defines them; NaN where a
+    ``metric`` is ``acc`` or ``acc_norm`` (by log-likelihood per character of the answer), as the task defines them; NaN where a
     log-likelihood is not finite. ``versions`` are those of the harness's tasks, ``missing`` says why optional tasks cannot
     be had. Of ``requests`` scored, ``cut`` lost the start of their text to the context. ``tokens`` is the work as the
     requests state it, each by itself; ``computed`` tokens went through the blocks, ``logits`` of them through the head,

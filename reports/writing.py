@@ -1,0 +1,21 @@
+"""Files of a report or leaderboard, each replaced whole or left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench.results.files import fault, replace_file
+
+__all__ = ["write_texts"]
+
+
+def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
+    """Write every text to its path as UTF-8; `folder`, that holds them, is made. Raises `MachineError`."""
+    path = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            replace_file(path, text.encode("utf-8"))
+    except OSError as error:
+        raise fault("write", path, error) from error
