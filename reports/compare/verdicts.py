@@ -127,7 +127,8 @@ def compare_stores(base: Path, new: Path, limits: Tolerances, *, missing_allowed
 class _Open:
     """A figure still to be judged: with what its test needs, or decided already (`limit` None).
 
-    `windows`: NEW - BASE float64 [windows]; `repeats`: ratios of both; `pool`: what times are taken together by, their limit included.
+    `windows`: NEW - BASE float64 [windows]; `repeats`: ratios of both; `pool`: what times are taken together by,
+    their limit included.
     """
 
     change: Change

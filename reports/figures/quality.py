@@ -122,7 +122,10 @@ def seeds_chart(group: Group) -> tuple[dict[str, Any], str] | None:
             alt.Tooltip("perplexity:Q", title="Perplexity", format=".4f"),
         ],
     )
-    caption = "Perplexity with every calibration seed, off the geometric mean of its row; bars are 95 % Student intervals of that mean."
+    caption = (
+        "Perplexity with every calibration seed, off the geometric mean of its row; bars are 95 % Student intervals of that "
+        "mean."
+    )
     if len(rows) > MOST_SEED_ROWS:
         caption += f" The first {MOST_SEED_ROWS} of {len(rows)} rows are drawn."
     chart = alt.layer(interval, seeds).properties(width="container", height=22 * len(names))

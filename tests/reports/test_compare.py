@@ -229,6 +229,52 @@ def test_prune_times_compare_as_ratios_over_all_cells_of_a_method(tmp_path: Path
         assert len([change for change in changes.figures if change.metric == "added_memory"]) == 6
 
 
+def test_times_of_one_method_are_held_each_to_its_own_limit(tmp_path: Path) -> None:
+    loose = tmp_path / "loose.yaml"
+    loose.write_text("overrides:\n  - {targets: '2:4', metrics: {prune_time: {relative: 5.0}}}\n")
+    stores = (save(tmp_path / "base", pruned()), save(tmp_path / "new", pruned(1.6, jitter=2)))
+    times = [
+        change
+        for change in compare_stores(*stores, read_tolerances(loose)).figures
+        if change.metric == "prune_time"
+    ]
+    assert [(change.cells, change.verdict) for change in times] == [(3, "regressed"), (3, "unchanged")]
+
+
+def suite(folder: Path, right: dict[str, np.ndarray[Any, Any]], name: str = "acc_avg") -> Path:
+    """A store of one zero-shot record: accuracy on two tasks of unequal size, and the mean of their suite."""
+    means = {task: float(items.mean()) for task, items in right.items()}
+    metrics = [Metric(name=f"acc/{task}", unit="1", value=mean) for task, mean in means.items()]
+    metrics.append(Metric(name=f"{name}/slicegpt", unit="1", value=sum(means.values()) / len(means)))
+    facts = {"metric": "acc_norm", "tasks": list(right), "partial": name != "acc_avg"}
+    entry = record(
+        phase="zeroshot",
+        protocol="zeroshot/suite:slicegpt",
+        model="opt-125m",
+        metrics=tuple(metrics),
+        provenance={"suites": {"slicegpt": facts}, "tasks": {task: {"version": 1} for task in right}},
+        values=save_values(
+            folder, {f"acc/{task}": items.astype(np.float32) for task, items in right.items()}
+        ),
+    )
+    return save(folder, [entry])
+
+
+@pytest.mark.parametrize("name", ["acc_avg", "acc_avg_partial"])
+def test_means_of_suites_are_judged_over_the_items_of_their_tasks(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    right = {"piqa": rng.random(2000) < 0.7, "copa": rng.random(100) < 0.8}
+    base = suite(tmp_path / "base", right, name)
+    worse = {task: items & (rng.random(len(items)) < 0.93) for task, items in right.items()}
+    lucky = {"piqa": right["piqa"], "copa": right["copa"] & (rng.random(100) < 0.97)}
+    lost = only(compared(base, suite(tmp_path / "worse", worse, name)), f"{name}/slicegpt")
+    assert lost.verdict == "regressed" and lost.difference is not None and lost.reason == ""
+    assert lost.difference.mean == pytest.approx((lost.after or 0) - (lost.before or 0))
+    assert lost.difference.units == 2100
+    chance = only(compared(base, suite(tmp_path / "lucky", lucky, name)), f"{name}/slicegpt")
+    assert (chance.verdict, chance.reason) == ("unchanged", "beyond the tolerance, but not significant")
+
+
 def test_times_and_memory_need_equal_environments(tmp_path: Path) -> None:
     base = save(tmp_path / "base", pruned())
     there = pruned(9.0, environment="e1")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from click.testing import CliRunner
 from sample_records import cell, record
 
@@ -23,15 +25,26 @@ WINDOWS = 64
 STUDY = Path(__file__).parents[2] / "studies" / "kernels"
 
 
-def three_seeds(out: Path, losses: dict[str, tuple[float, float]], target: str = "50%") -> list[Record]:
-    """Cells with three seeds (one where none is drawn); losses and divergences about the two means given."""
+def three_seeds(
+    out: Path,
+    losses: dict[str, tuple[float, float]],
+    target: str = "50%",
+    *,
+    windows: int = WINDOWS,
+    drawn: dict[str, dict[int, float]] | None = None,
+) -> list[Record]:
+    """Cells with three seeds (one where none is drawn); losses and divergences about the two means given.
+
+    `drawn` gives a method seeds of its own, each with what it adds to every window's loss.
+    """
     rng = np.random.default_rng(11)
-    text = rng.normal(3.0, 0.5, WINDOWS)
+    text = rng.normal(3.0, 0.5, windows)
     found = cell("nano-opt", "dense", "0%")
     for method, (loss, divergence) in losses.items():
-        for seed in (0,) if method == "magnitude" else (0, 1, 2):
-            noise = rng.normal(0, 0.02, (2, WINDOWS))
-            arrays = {"nll": text + loss + noise[0], "kl_to_dense": divergence + noise[1]}
+        seeds = (drawn or {}).get(method, dict.fromkeys((0,) if method == "magnitude" else (0, 1, 2), 0.0))
+        for seed, added in seeds.items():
+            noise = rng.normal(0, 0.02, (2, windows))
+            arrays = {"nll": text + loss + added + noise[0], "kl_to_dense": divergence + noise[1]}
             prune, evaluation = cell("nano-opt", method, target, seed=seed)
             metrics = tuple(
                 metric.model_copy(update={"value": float(np.exp(arrays["nll"].mean()))})
@@ -83,6 +96,50 @@ def test_of_many_methods_the_first_meets_each_other(tmp_path: Path) -> None:
     assert contest.pairs == tuple((0, place) for place in range(1, ALL_PAIRS + 2))
     turned = contest.verdict(3, 0, PERPLEXITY)
     assert turned is not None and turned.outcome == "worse" and contest.verdict(2, 3, PERPLEXITY) is None
+    # The first was chosen by the same figures: its pairs are corrected over all that there are.
+    tested = [contest.verdict(0, place, PERPLEXITY) for place in range(1, ALL_PAIRS + 2)]
+    found = [
+        verdict.difference for verdict in tested if verdict is not None and verdict.difference is not None
+    ]
+    surest = min(found, key=lambda difference: difference.p)
+    assert surest.adjusted == pytest.approx(surest.p * math.comb(ALL_PAIRS + 2, 2))
+    assert "over all pairs" in " ".join(verdict_tables([contest])[-1].notes)
+
+
+def test_notes_state_the_resamples_that_were_drawn(tmp_path: Path) -> None:
+    losses = {"sparsegpt": (0.1, 0.1), "magnitude": (0.2, 0.2)}
+    judged = contests(compare(three_seeds(tmp_path, losses, windows=2000)).groups, Values(tmp_path))
+    notes = " ".join(verdict_tables(next(iter(judged.values())))[-1].notes)
+    assert "(999 resamples" in notes and "4,999" not in notes and "over all pairs" not in notes
+
+
+def test_methods_stand_in_the_order_of_their_mean_losses(tmp_path: Path) -> None:
+    """The arithmetic mean of perplexities would put wanda first: one bad seed weighs more there than in the loss."""
+    losses = {"sparsegpt": (0.0, 0.1), "wanda": (0.1, 0.1)}
+    drawn = {"sparsegpt": {0: -0.6, 1: 0.6}, "wanda": {0: 0.0, 1: 0.0}}
+    comparison = compare(three_seeds(tmp_path, losses, drawn=drawn))
+    contest = contests(comparison.groups, Values(tmp_path))[comparison.groups[0].key][0]
+    assert [row.method for row in contest.rows] == ["sparsegpt", "wanda"]
+    verdict = contest.verdict(0, 1, PERPLEXITY)
+    assert verdict is not None and verdict.ratio is not None
+    first, second = (row.perplexity.mean or 0.0 for row in contest.rows)
+    assert first / second == pytest.approx(verdict.ratio[0])
+    assert "geometric means" in " ".join(overview(comparison)[0].notes)
+
+
+def test_the_lowest_mean_is_not_best_where_shared_seeds_say_otherwise(tmp_path: Path) -> None:
+    losses = {"sparsegpt": (0.0, 0.1), "ria": (0.1, 0.1), "wanda": (0.5, 0.5)}
+    drawn = {"sparsegpt": {0: 0.3, 1: -0.2, 2: -0.2}, "ria": {0: 0.0}, "wanda": {0: 0.3, 1: -0.2, 2: -0.2}}
+    comparison = compare(three_seeds(tmp_path, losses, drawn=drawn))
+    judged = contests(comparison.groups, Values(tmp_path))
+    (finding,) = overview(comparison, judged)[0].findings
+    assert finding.leader == "sparsegpt" and "worse than ria" in finding.sure
+    assert finding.text.startswith(" has the lowest perplexity,") and "keeps most" not in finding.text
+    # Every pair says what its interval covers.
+    assert (
+        "95 % intervals over 64 windows of text (ria); 64 windows of text and 3 calibration seeds (wanda)."
+        in finding.sure
+    )
 
 
 def test_what_cannot_be_judged_says_why(tmp_path: Path) -> None:

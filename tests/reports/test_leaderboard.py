@@ -93,6 +93,32 @@ def test_methods_that_windows_do_not_tell_apart_share_a_place(tmp_path: Path) ->
     assert found[0].placed[0].entry.seeds == (0, 1, 2)
 
 
+def test_clean_differences_of_many_methods_have_places_of_their_own(tmp_path: Path) -> None:
+    runs: list[Run] = [(f"m{place:02}", "50%", None, 0.05 * place) for place in range(17)]
+    (board,) = boards([store(tmp_path / "s", *runs)])
+    assert [(placed.place, placed.shared) for placed in board.placed] == [
+        (place, False) for place in range(1, 18)
+    ]
+
+
+def test_places_are_by_mean_loss_and_shared_where_shared_seeds_say_otherwise(tmp_path: Path) -> None:
+    # Arithmetic means of perplexities would put "a" behind.
+    runs: list[Run] = [
+        ("a", "50%", 0, -0.6),
+        ("a", "50%", 1, 0.6),
+        ("b", "50%", 0, 0.1),
+        ("b", "50%", 1, 0.1),
+    ]
+    (board,) = boards([store(tmp_path / "mean", *runs)])
+    assert [placed.entry.method for placed in board.placed] == ["a", "b"]
+    runs = [("a", "50%", 0, 0.3), ("a", "50%", 1, -0.201), ("a", "50%", 2, -0.2), ("b", "50%", 0, 0.2)]
+    runs += [("a", "2:4", 0, 0.0), ("b", "2:4", 0, 0.1)]
+    found = boards([store(tmp_path / "seeds", *runs)])
+    assert places(found[0]) == {"a": (1, True), "b": (1, True)}
+    assert found[0].placed[1].why == "on the seeds that both have the order is the other way round"
+    assert places(found[1]) == {"a": (1, False), "b": (2, False)}
+
+
 def test_only_what_compares_shares_a_table(tmp_path: Path) -> None:
     run: Run = ("sparsegpt", "50%", 0, 0.1)
     other = provenance(model={"id": "nano-opt", "revision": "sha256:2", "files": {"m": "f"}})

@@ -9,6 +9,7 @@ from sample_records import record
 
 from bench.results.records import Metric, Record
 from reports.comparison import compare
+from reports.results_table import results_table
 from reports.tables import other_table, quality_table, title_of
 from reports.terminal import terminal_table
 
@@ -56,6 +57,36 @@ def test_accuracies_and_speeds_are_columns_of_their_own_groups() -> None:
     table = quality_table(by_protocol["decode/128+64"])
     assert table.columns[2:4] == ("Decode, token/s", "First token")
     assert table.rows[0][2:4] == ("123.40", "20 ms")
+
+
+def test_means_of_suites_are_shares_under_their_names() -> None:
+    means = (
+        Metric(name="acc_avg/slicegpt", unit="1", value=0.5),
+        Metric(name="acc_avg_stderr/slicegpt", unit="1", value=0.01),
+        Metric(name="acc_avg_partial/sparsegpt", unit="1", value=0.25),
+    )
+    records = [
+        entry.model_copy(update={"metrics": (*entry.metrics, *means)}) if entry.phase == "zeroshot" else entry
+        for entry in _records("magnitude", 0.75)
+    ]
+    groups = compare(records).groups
+    scored = next(group for group in groups if group.protocol == _PROTOCOL)
+    table = quality_table(scored)
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (
+        shown["Mean of suite:slicegpt"] == "50.00 %" and shown["Partial mean of suite:sparsegpt"] == "25.00 %"
+    )
+    assert ("Acc avg stderr/slicegpt", "1.00 %") in {row[3:] for row in other_table(scored).rows}
+    everything = results_table(groups)
+    assert everything.columns[-2:] == ("Mean of suite:slicegpt", "Partial mean of suite:sparsegpt")
+    assert everything.rows[0][-2:] == ("50.00 %", "25.00 %") or everything.rows[1][-2:] == (
+        "50.00 %",
+        "25.00 %",
+    )
+    # Tasks that no suite names have no mean.
+    assert not any(
+        "ccuracy" in column for column in results_table(compare(_records("magnitude", 0.75)).groups).columns
+    )
 
 
 def test_speeds_of_different_environments_never_share_a_table() -> None:
