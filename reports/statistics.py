@@ -233,7 +233,10 @@ def _bootstrap(stacked: NDArray[np.float64]) -> list[Difference]:
     ends = result.confidence_interval
     low, high = np.minimum(low, ends.low), np.maximum(high, ends.high)
     columns = (stacked.mean(axis=(1, 2)), low, high, p)
-    return [Difference(*map(float, row), seeds, units) for row in zip(*columns, strict=True)]
+    return [
+        Difference(float(mean), float(start), float(end), float(sure), seeds, units)
+        for mean, start, end, sure in zip(*columns, strict=True)
+    ]
 
 
 def _weights(drawn: NDArray[np.int64], size: int) -> NDArray[np.float64]:
