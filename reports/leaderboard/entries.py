@@ -12,7 +12,7 @@ from bench.results.keys import digest
 from bench.results.records import Record, moment
 from bench.results.segments import Store
 from reports.comparison import DENSE, QUALITY_PHASE, SIZE_PHASE, evaluated_on, recovery_of, revision_of
-from reports.statistics import Summary, ratio, summarise
+from reports.statistics import Summary, geometric, summarise
 from reports.verdicts import Values
 
 if TYPE_CHECKING:
@@ -98,10 +98,6 @@ class Entry:
         """One figure over seeds."""
         records = [result.evaluation if phase == QUALITY_PHASE else result.prune for result in self.results]
         return summarise([record.metric(name) if record is not None else None for record in records])
-
-    def change(self, dense: float | None) -> Summary:
-        """Perplexity over the dense model's, over seeds."""
-        return summarise([ratio(result.evaluation.metric("perplexity"), dense) for result in self.results])
 
 
 class Routed(Values):
@@ -204,7 +200,7 @@ def _past(results: Sequence[Result]) -> Iterable[Past]:
         record = result.evaluation
         seen[record.seed] = record.metric("perplexity")
         day, commit = record.finished[:10], _short(_fact(record, "commit"))
-        days[day, commit] = Past(day, commit, summarise(list(seen.values())))
+        days[day, commit] = Past(day, commit, geometric(list(seen.values())))
     return days.values()
 
 
