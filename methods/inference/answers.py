@@ -57,8 +57,8 @@ def score_answers(
     """Score every request, texts cut at their start to the last ``context`` tokens that are read.
 
     ``batch_tokens`` go through the model at a time, more where a single text is longer. ``progress`` hears how many
-    requests are done. Outputs that are not finite give NaN and False, whatever a request shares its tokens with. Raises ValueError for an empty context or answer
-    and for an answer longer than ``context``.
+    requests are done. Outputs that are not finite give NaN and False, and change nothing for requests they share tokens
+    with. Raises ValueError for an empty context or answer and for an answer longer than ``context``.
     """
     sequences, unique, asked, cut = _sequences(requests, context)
     sums = np.zeros(len(requests))
