@@ -22,6 +22,8 @@ KERNELS: Final = "kernels"
 RECORD_COLUMNS: Final = (
     *("phase", "protocol", "status", "reason", "started", "finished", "superseded", "record"),
 )
+TABLE_ROWS: Final = 10_000
+"""W&B writes no more rows of a table to its file, and cuts the rest without a word."""
 _KERNEL_COLUMNS: Final = (
     *("format", "shape", "batch", "sparsity", "pattern", "dtype", "threads", "median_s", "setup_s"),
     *("speedup_vs_dense", "roofline_fraction", "max_rel_error", "verdict"),
@@ -55,8 +57,9 @@ class MirrorTable:
 class MirrorRun:
     """One W&B run, completely: writing it again gives the same run under the same id.
 
-    `figures` are one row of numbers, `curves` one row a block; `reason` is what failed or was refused. `report` asks
-    for the store's report as an artifact.
+    `figures` are one row of numbers, `curves` one row a block; `reason` is what failed or was refused. No table has more
+    than `TABLE_ROWS` rows: the rest of `results` is `results-2` and so on. `report` asks for the store's report as an
+    artifact.
     """
 
     id: str
@@ -141,7 +144,7 @@ def _cell_run(
         figures=figures,
         notes=notes,
         curves=tuple(_curves(matrices)),
-        tables=tables,
+        tables=dict(_numbered(tables)),
         **shared,
     )
 
@@ -178,7 +181,7 @@ def _whole_run(
         # The history is part of what the report shows (superseded records): a new one must change the digest.
         config={"store": store, "records": len(history), "content": _content(history)},
         figures=dict(counts),
-        tables=tables,
+        tables=dict(_numbered(tables)),
         report=True,
         **shared,
     )
@@ -225,6 +228,13 @@ def _config(store: str, status: str, newest: Sequence[Record]) -> dict[str, Any]
         "parameters": json.loads(encode(last))["parameters"],
         "phases": phases,
     }
+
+
+def _numbered(tables: Mapping[str, MirrorTable]) -> Iterator[tuple[str, MirrorTable]]:
+    for name, table in tables.items():
+        for part, begin in enumerate(range(0, max(1, len(table.rows)), TABLE_ROWS), 1):
+            rows = table.rows[begin : begin + TABLE_ROWS]
+            yield (name if part == 1 else f"{name}-{part}"), MirrorTable(table.columns, rows)
 
 
 def _records_table(records: Sequence[Record], newest: Sequence[Record]) -> MirrorTable:

@@ -17,8 +17,9 @@ __all__ = ["stored"]
 def stored(cells: Iterable[Cell], out: Path, saved: tuple[str, ...] = ()) -> frozenset[Cell]:
     """Cells all done in ``out`` and kept in the forms ``saved``, by model, method, target, seed, dtype, protocols, parameters.
 
-    No weights or texts are read, so this foretells what a run will skip, but for changed files and code,
-    which the run itself compares. Raises StoreError where the store cannot be read.
+    No weights or texts are read, so this foretells what a run will skip, but for changed files and code, which the run
+    itself compares, and for tasks that the hub did not give, which it asks for again.
+    Raises StoreError where the store cannot be read.
     """
     if not (out / "store.json").is_file():
         return frozenset()
@@ -37,7 +38,7 @@ def stored(cells: Iterable[Cell], out: Path, saved: tuple[str, ...] = ()) -> fro
             dict(record.parameters),
         )
         for record in Store(out).records()
-        if record.status == "done"
+        if record.settled
     }
     return frozenset(cell for cell in cells if _wanted(cell, saved) <= done)
 

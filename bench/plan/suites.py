@@ -50,7 +50,7 @@ SUITES: Final[Mapping[str, Suite]] = {
             ("lambada_openai", "piqa", "arc_easy", "arc_challenge", "storycloze"),
             "acc",
             "arXiv 2301.00774, table 2",
-            "StoryCloze is handed out by its authors only: this mean is always partial",
+            "StoryCloze is handed out by its authors only: this mean is always partial; the paper does not say acc or acc_norm",
         ),
         Suite(
             "wanda",

@@ -151,6 +151,17 @@ class Record(_Frozen):
         """What a rerun looks up: (cell, phase, protocol, sources)."""
         return (self.cell, self.phase, self.protocol, self.sources)
 
+    @property
+    def settled(self) -> bool:
+        """Whether a rerun need not repeat it: done, with nothing ``awaited`` that could not be had at the time."""
+        return self.status == "done" and not self.awaited
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """What a done record lacks because the network failed, by name: tasks of its suites."""
+        names = self.provenance.get("awaited")
+        return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
     def metric(self, name: str) -> int | float | None:
         """The value of the metric of that name, None where it was not measured."""
         return next((entry.value for entry in self.metrics if entry.name == name), None)

@@ -201,8 +201,8 @@ class Store:
         return list(latest.values())
 
     def done(self) -> set[Key]:
-        """The keys whose latest record is done: what a rerun need not repeat."""
-        return {record.key for record in self.records() if record.status == "done"}
+        """The keys whose latest record is done, with nothing awaited: what a rerun need not repeat."""
+        return {record.key for record in self.records() if record.settled}
 
     def _create(self) -> None:
         marker = self.out / "store.json"

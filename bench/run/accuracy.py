@@ -97,6 +97,7 @@ def zeroshot(weights: Weights, run: Run) -> Figures:
             "scorer": "shared beginnings computed once, logits at answers",
             "tasks": {name: _task_facts(name, scored, folder) for name in scored.items},
             "suites": {suite.name: _suite_facts(suite, scored) for suite in suites},
+            **({"awaited": list(scored.awaited)} if scored.awaited else {}),
             "shots": cell.shots,
             "limit": cell.limit,
             "batch_tokens": run.batch_tokens,

@@ -56,6 +56,7 @@ class CellRunner:
         self._known: dict[str, list[Record]] = {}
         for record in store.records():
             self._known.setdefault(record.cell, []).append(record)
+        self._obtainable: dict[tuple[str, int], bool] = {}
         self._keys: Keys | None = None
         self._phase = "prune"
 
@@ -69,9 +70,7 @@ class CellRunner:
         if force:
             shutil.rmtree(self._work(keys), ignore_errors=True)
         wanted = [
-            phase
-            for phase in ("prune", *cell.evaluations)
-            if force or self._key(cell, keys, phase) not in self.done
+            phase for phase in ("prune", *cell.evaluations) if force or not self._stands(cell, keys, phase)
         ]
         unsaved = self._unsaved(cell, keys, machine, save, force=force)
         if not wanted and not unsaved:
@@ -89,6 +88,26 @@ class CellRunner:
                 result.append(EVALUATIONS[evaluation](weights, run))
         shutil.rmtree(self._work(keys), ignore_errors=True)
         return Ended("done", self._summary(keys))
+
+    def _stands(self, cell: Cell, keys: Keys, phase: str) -> bool:
+        """Whether a phase is done, and lacks nothing that can be had by now."""
+        key = self._key(cell, keys, phase)
+        if key in self.done:
+            return True
+        known = next((record for record in self._known.get(keys.cell, ()) if record.key == key), None)
+        if known is None or known.status != "done":
+            return False
+        from bench.evaluate.zeroshot.loading import obtainable
+
+        for task in known.awaited:
+            # asked once, so that the cells of a grid get the same answer
+            if (task, cell.shots) not in self._obtainable:
+                self._obtainable[task, cell.shots] = obtainable(task, cell.shots)
+            if self._obtainable[task, cell.shots]:
+                return False
+        lacking = ", ".join(known.awaited)
+        self.observer.warning(f"{cell.name}: still without {lacking}, which the hub does not give")
+        return True
 
     def ended_badly(self, cell: Cell, status: str, reason: str) -> None:
         """Record a refusal or a failure of a cell, unless the last word on it is the very same."""
@@ -129,7 +148,7 @@ class CellRunner:
         self.store.append(record)
         known = [other for other in self._known.get(record.cell, []) if other.key != record.key]
         self._known[record.cell] = [*known, record]
-        if record.status == "done":
+        if record.settled:
             self.done.add(record.key)
 
     def _prune(

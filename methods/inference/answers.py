@@ -16,7 +16,7 @@ from torch import Tensor
 
 from methods.families.base import run_block
 from methods.inference.served import Served
-from methods.inference.token_trees import Ids, Pack, arguments_of, grow, packs
+from methods.inference.token_trees import Ids, Pack, alone, arguments_of, grow, packs
 from methods.interface import Arguments, Carry
 
 __all__ = ["Answers", "Request", "score_answers"]
@@ -57,35 +57,57 @@ def score_answers(
     """Score every request, texts cut at their start to the last ``context`` tokens that are read.
 
     ``batch_tokens`` go through the model at a time, more where a single text is longer. ``progress`` hears how many
-    requests are done. Outputs that are not finite give NaN and False. Raises ValueError for an empty context or answer
-    and for an answer longer than ``context``.
+    requests are done. Outputs that are not finite give NaN and False, and change nothing for requests they share tokens
+    with. Raises ValueError for an empty context or answer and for an answer longer than ``context``.
     """
     sequences, unique, asked, cut = _sequences(requests, context)
     sums = np.zeros(len(requests))
     greedy = np.ones(len(requests), dtype=bool)
-    found = Answers(sums, greedy, sum(len(sequences[number]) for number in unique), 0, 0, cut)
+    tokens = sum(len(sequences[number]) for number in unique)
     if not requests:
-        return found
-    trees = grow(sequences, model.shape, batch_tokens)
-    like = torch.empty(0, dtype=model.dtype, device=model.device)
-    heads = _plain(model, 1, like).bias
-    pair = model.dtype.itemsize * (1 if heads is None else heads.shape[1])
+        return Answers(sums, greedy, tokens, 0, 0, cut)
     by_sequence: list[list[int]] = [[] for _ in sequences]
     for number, sequence in enumerate(unique):
         by_sequence[sequence].append(number)
+    like = torch.empty(0, dtype=model.dtype, device=model.device)
+    heads = _plain(model, 1, like).bias
+    pair = model.dtype.itemsize * (1 if heads is None else heads.shape[1])
     computed = logits = done = 0
-    for pack in packs(trees, batch_tokens, pair):
-        rows, owners, targets = _asked_rows(pack, by_sequence, asked)
-        read, inverse = np.unique(rows, return_inverse=True)
-        hidden = _last_states(model, pack, arguments_of(pack, _plain(model, pack.longest, like), like), read)
-        scores, best = _log_probabilities(model, hidden, inverse, targets)
-        np.add.at(sums, owners, scores)
-        np.logical_and.at(greedy, owners, best & np.isfinite(scores))
-        computed, logits = computed + pack.nodes, logits + len(read)
-        done += sum(len(by_sequence[member]) for tree in pack.trees for member in tree.members)
-        progress(done)
+    trees = grow(sequences, model.shape, batch_tokens)
+    while trees:
+        spoilt: list[int] = []
+        for pack in packs(trees, batch_tokens, pair):
+            rows, owners, targets = _asked_rows(pack, by_sequence, asked)
+            read, inverse = np.unique(rows, return_inverse=True)
+            hidden = _last_states(
+                model, pack, arguments_of(pack, _plain(model, pack.longest, like), like), read
+            )
+            scores, best = _log_probabilities(model, hidden, inverse, targets)
+            mine = np.unique(owners)
+            sums[mine], greedy[mine] = 0, True
+            np.add.at(sums, owners, scores)
+            np.logical_and.at(greedy, owners, best & np.isfinite(scores))
+            computed, logits = computed + pack.nodes, logits + len(read)
+            broken = _joined(pack, by_sequence, sums)
+            spoilt += broken
+            done += len(mine) - sum(len(by_sequence[member]) for member in broken)
+            progress(done)
+        # Attention gives a hidden node no weight, but nothing times NaN is NaN: only by itself is a sequence sure to be
+        # what is not finite.
+        trees = alone(sequences, spoilt)
     sums[~np.isfinite(sums)] = np.nan
-    return Answers(sums, greedy, found.tokens, computed, logits, cut)
+    return Answers(sums, greedy, tokens, computed, logits, cut)
+
+
+def _joined(pack: Pack, by_sequence: Sequence[Sequence[int]], sums: NDArray[np.float64]) -> list[int]:
+    """Sequences that shared their tree with others and have a request whose sum is not finite."""
+    return [
+        member
+        for tree in pack.trees
+        if len(tree.members) > 1
+        for member in tree.members
+        if not np.isfinite(sums[by_sequence[member]]).all()
+    ]
 
 
 def _plain(model: Served, length: int, like: Tensor) -> Arguments:

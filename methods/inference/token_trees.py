@@ -7,7 +7,7 @@ is per tree, sees them side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from methods.families.sizes import prunable
 from methods.interface import Arguments, ModelShape
 
-__all__ = ["Pack", "Packing", "Tree", "arguments_of", "grow", "packs"]
+__all__ = ["Pack", "Packing", "Tree", "alone", "arguments_of", "grow", "packs"]
 
 _BIAS_BYTES = 64 << 20
 """Bytes of a pack's attention bias beyond which no further tree joins it."""
@@ -141,6 +141,15 @@ def grow(sequences: Sequence[Ids], shape: ModelShape, most: int) -> list[Tree]:
     return sorted(trees, key=len, reverse=True)
 
 
+def alone(sequences: Sequence[Ids], numbers: Iterable[int]) -> list[Tree]:
+    """A tree of its own for each of the sequences ``numbers``, the longest first."""
+    trees = []
+    for number in numbers:
+        path = np.arange(len(sequences[number]))
+        trees.append(Tree((number,), (path,), sequences[number], path))
+    return sorted(trees, key=len, reverse=True)
+
+
 def _shared(one: Ids, other: Ids) -> int:
     """Length of the common beginning."""
     length = min(len(one), len(other))
@@ -175,9 +184,10 @@ def arguments_of(pack: Pack, whole: Arguments, like: Tensor) -> Arguments:
     that depends on the key's position (ALiBi), adds it.
     """
     longest = len(pack.trees[0])
-    spread = np.zeros((len(pack.trees), longest), dtype=np.int64)
+    # Padding repeats the tree's root, which all its nodes attend to: a root that is not finite spoils no other tree.
+    spread = np.repeat(np.array(pack.starts)[:, None], longest, axis=1)
     gather = np.empty(pack.nodes, dtype=np.int64)
-    # Padding attends to itself: what comes out of it is finite, and is never read.
+    # Padding attends to itself; what comes out of it is never read.
     allowed = np.broadcast_to(np.eye(longest, dtype=bool), (len(pack.trees), longest, longest)).copy()
     depth = np.zeros((len(pack.trees), longest), dtype=np.int64)
     for number, (tree, start) in enumerate(zip(pack.trees, pack.starts, strict=True)):

@@ -17,10 +17,12 @@ from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file, save_file
 from saved_models import saved_with_tokenizer
 
+from bench.evaluate.zeroshot import loading
 from bench.evaluate.zeroshot.accuracy import Accuracies, accuracies
 from bench.plan.cells import expand
 from bench.plan.observer import GridObserver
 from bench.plan.settings import gather
+from bench.plan.stored import stored
 from bench.results.records import Record
 from bench.results.segments import Store
 from bench.results.values import load_values
@@ -84,21 +86,19 @@ class _Watcher(Silent, GridObserver):
     def close(self) -> None: ...
 
 
-def _run(out: Path, model: Path, data: Path, **flags: Any) -> Outcome:
-    settings = gather(
-        {
-            "models": f"path:{model}",
-            "methods": "magnitude",
-            "protocol": "nano",
-            "samples": "4",
-            "windows": "2",
-            "threads": "1",
-            "evaluations": "zeroshot",
-            "tasks": "piqa,arc_easy",
-            "data_dir": data,
-            **flags,
-        }
-    )
+_FLAGS = {
+    "methods": "magnitude",
+    "protocol": "nano",
+    "samples": "4",
+    "windows": "2",
+    "threads": "1",
+    "evaluations": "zeroshot",
+    "tasks": "piqa,arc_easy",
+}
+
+
+def _run(out: Path, model: Path, data: Path | None, **flags: Any) -> Outcome:
+    settings = gather({**_FLAGS, "models": f"path:{model}", "data_dir": data, **flags})
     return execute(expand(settings), out, _Watcher())
 
 
@@ -301,6 +301,60 @@ def test_suites_are_averaged_and_never_without_a_task_under_the_same_name(
     record = _records(out)["dense", "zeroshot"]
     assert record.metric("acc_avg/slicegpt") is not None and record.metric("acc_avg_partial/slicegpt") is None
     assert record.metric("tokens_computed") < record.metric("tokens")  # type: ignore[operator]
+
+
+def test_a_mean_that_the_hub_left_partial_is_filled_by_a_rerun(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only when the hub gives what it did not: until then nothing is computed twice."""
+    tasks = "suite:slicegpt,suite:sparsegpt"
+    away = {"hellaswag", "arc_challenge"}
+    asked: list[str] = []
+
+    def hub(path: str, name: str | None = None, **_: Any) -> datasets.DatasetDict:
+        task = {"ARC-Easy": "arc_easy", "ARC-Challenge": "arc_challenge", "winogrande_xl": "winogrande"}.get(
+            name or "", path.rpartition("/")[2]
+        )
+        asked.append(task)
+        if task in away:
+            raise ConnectionError("the hub is away")
+        if task == "hellaswag":
+            row = {"ind": 1, "activity_label": "A", "ctx_a": "a", "ctx_b": "b", "ctx": "a b", "label": "1"}
+            return datasets.DatasetDict(
+                dict.fromkeys(
+                    ("train", "validation"), datasets.Dataset.from_list([{**row, "endings": [*_WORDS[:4]]}])
+                )
+            )
+        lines = [{"text": " ".join(draw.sample(_WORDS, 4))} for draw in map(random.Random, range(5))]
+        rows = datasets.Dataset.from_list(_rows(task.replace("challenge", "easy"), 5, 1) or lines)
+        return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), rows))
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    monkeypatch.setattr(loading, "hub_answers", lambda: True)
+    monkeypatch.delenv("BENCH_DATA_DIR", raising=False)
+
+    def run() -> tuple[Outcome, Record]:
+        outcome = _run(tmp_path, model, None, tasks=tasks)
+        return outcome, _records(tmp_path)["magnitude", "zeroshot"]
+
+    def foretold() -> int:
+        settings = gather({**_FLAGS, "models": f"path:{model}", "tasks": tasks})
+        return len(stored(expand(settings).cells, tmp_path))
+
+    outcome, first = run()
+    assert outcome == Outcome(done=2) and first.metric("acc_avg_partial/slicegpt") is not None
+    assert first.awaited == ("arc_challenge", "hellaswag") and not first.settled and foretold() == 0
+    asked.clear()
+    outcome, again = run()
+    assert outcome == Outcome(cached=2) and again == first
+    assert sorted(asked) == ["arc_challenge", "hellaswag"], "each once, not once a cell"
+    away.clear()
+    outcome, whole = run()
+    assert outcome == Outcome(done=2) and whole.settled and foretold() == 2
+    assert whole.metric("acc_avg/slicegpt") is not None and whole.metric("acc_avg_partial/slicegpt") is None
+    assert whole.metric("acc/piqa") == first.metric("acc/piqa")
+    assert run()[0] == Outcome(cached=2)
+    assert whole.metric("acc_avg_partial/sparsegpt") is not None, "the hub never had StoryCloze"
 
 
 def test_shots_stand_in_front_and_are_refused_without_a_split(

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from sample_records import cell, later, record
 from stub_wandb import KEY, WandbStub
 from wandb_files import OfflineRun, read_runs
 
+from bench.mirror import runs as runs_module
 from bench.mirror.ledger import Ledger, store_id
 from bench.mirror.mirror import Asked, Written, mirror
 from bench.mirror.runs import Destination
 from bench.mirror.runs import mirrored as mirrored_runs
+from bench.mirror.writer import write
 from bench.results.current import current
 from bench.results.records import Metric, Record, encode
 from bench.results.rows import COLUMNS, tidy
@@ -51,7 +53,7 @@ def hostile() -> list[Record]:
         Metric(name="tiny", unit="1", value=5e-324),
         Metric(name=HOSTILE, unit=HOSTILE, value=0.1),
     )
-    bent = prune.matrices[0].model_copy(update={"name": HOSTILE, "heldout_error": math.nan})
+    bent = replace(prune.matrices[0], name=HOSTILE, heldout_error=math.nan)
     return [
         prune.model_copy(update={**words, "metrics": figures, "matrices": (bent, *prune.matrices[1:])}),
         evaluation.model_copy(update=words),
@@ -182,8 +184,7 @@ def test_curves_follow_the_blocks_and_the_matrices_are_whole(mirrored: Mirrored)
         assert run.step_metrics == {"block/*": "block"}
         rows = [{name: spelled(value) for name, value in row.items()} for row in run.table("matrices")]
         assert rows == [
-            {name: spelled(value) for name, value in matrix.model_dump().items()}
-            for matrix in stored.matrices
+            {name: spelled(value) for name, value in asdict(matrix).items()} for matrix in stored.matrices
         ]
         assert [row["block"] for row in run.curves] == sorted({matrix.block for matrix in stored.matrices})
         for row in run.curves:
@@ -222,6 +223,36 @@ def test_kernel_decode_and_tidy_rows_are_tables(mirrored: Mirrored) -> None:
                 assert kept == spread[row["metric"]]
 
 
+def test_a_long_table_goes_on_in_further_ones(
+    mirrored: Mirrored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's own limits, lowered with ours, are never met: no row is lost."""
+    import wandb
+
+    monkeypatch.setattr(wandb.Table, "MAX_ROWS", 9)
+    monkeypatch.setattr(runs_module, "TABLE_ROWS", 9)
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    out = tmp_path / "grid"
+    entries = [entry for entry in mirrored.history if entry.phase == "kernels"]
+    with Store(out, create=True, writer="one") as store:
+        for entry in entries:
+            store.append(entry)
+    report = tmp_path / "index.html"
+    report.touch()
+    assert write(out, Destination("p"), (report,)) == 1
+    (whole,) = read_runs(out).values()
+    results = list(tidy(current(entries)))
+    for name, rows in (("kernels", len(entries)), ("records", len(entries)), ("results", len(results))):
+        names = [name, *(f"{name}-{part}" for part in range(2, -(-rows // 9) + 1))]
+        parts = [whole.table(part) for part in names]
+        assert len(parts) > 2 and sum(map(len, parts)) == rows
+        assert all(len(part) == 9 for part in parts[:-1])
+        assert not any(f"{name}-{len(names) + 1}" in row for row in whole.history)
+        if name == "results":
+            found = [{key: spelled(value) for key, value in row.items()} for part in parts for row in part]
+            assert found == [{key: spelled(value) for key, value in row.items()} for row in results]
+
+
 def test_refusals_and_failures_say_so(mirrored: Mirrored) -> None:
     refused, failed, mended = (mirrored.of(name) for name in ("refused", "failed", bad()[-1].cell))
     assert (refused.tags[-1], refused.exit_code) == ("refused", 0)
@@ -234,7 +265,7 @@ def test_refusals_and_failures_say_so(mirrored: Mirrored) -> None:
 
 def test_the_report_is_an_artifact(mirrored: Mirrored) -> None:
     (files,) = (found for name, found in mirrored.whole.artifacts.items() if name.startswith("report-"))
-    assert set(files) == {"index.html", "report.md", "results.csv"}
+    assert set(files) == {"index.html", "results.html", "provenance.html", "report.md", "results.csv"}
     assert files["index.html"].read_text("utf-8").startswith("<!DOCTYPE html>")
     assert files["results.csv"].read_text("utf-8").count("\n") > 50
     assert all(path.is_relative_to(mirrored.out) for path in files.values())
@@ -242,7 +273,11 @@ def test_the_report_is_an_artifact(mirrored: Mirrored) -> None:
 
 def test_nothing_leaves_the_folder_and_nothing_is_captured(mirrored: Mirrored) -> None:
     assert mirrored.asked == []
-    assert list(mirrored.home.iterdir()) == []
+    own = mirrored.home / ".cache" / "prune-bench"
+    # what the report's figures are drawn with is kept in the program's own cache
+    assert {
+        path for path in mirrored.home.rglob("*") if path.is_file() and not path.is_relative_to(own)
+    } == set()
     files = [path for path in (mirrored.out / "wandb").rglob("*") if path.is_file()]
     assert all(KEY.encode() not in path.read_bytes() for path in files)
     names = {path.name for path in files}

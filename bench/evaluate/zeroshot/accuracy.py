@@ -34,14 +34,15 @@ class Accuracies:
 
     ``metric`` is ``acc`` or ``acc_norm`` (by log-likelihood per character of the answer), as the task defines them; NaN where a
     log-likelihood is not finite. ``versions`` are those of the harness's tasks, ``missing`` says why optional tasks cannot
-    be had. Of ``requests`` scored, ``cut`` lost the start of their text to the context. ``tokens`` is the work as the
-    requests state it, each by itself; ``computed`` tokens went through the blocks, ``logits`` of them through the head,
-    in ``scoring`` of the ``seconds``.
+    be had, ``awaited`` which of them the hub may give another time. Of ``requests`` scored, ``cut`` lost the start of their
+    text to the context. ``tokens`` is the work as the requests state it, each by itself; ``computed`` tokens went through
+    the blocks, ``logits`` of them through the head, in ``scoring`` of the ``seconds``.
     """
 
     items: dict[str, dict[str, NDArray[np.float32]]]
     versions: dict[str, str]
     missing: dict[str, str]
+    awaited: tuple[str, ...]
     requests: int
     cut: int
     tokens: int
@@ -87,6 +88,7 @@ def accuracies(
         items={name: _items(name, results["samples"][name]) for name in sorted(loaded.tasks)},
         versions={name: str(results["versions"][name]) for name in loaded.tasks},
         missing=dict(loaded.missing),
+        awaited=loaded.awaited,
         requests=scorer.requests,
         cut=scorer.cut,
         tokens=scorer.tokens,

@@ -25,7 +25,7 @@ from bench.evaluate.zeroshot.tasks import TaskFile, data_digest, few_shot_split,
 from bench.text.documents import hub_answers
 from methods.errors import DataUnavailable, PruneBenchError
 
-__all__ = ["Loaded", "load", "quiet"]
+__all__ = ["Loaded", "load", "obtainable", "quiet"]
 
 _READ = ("acc", "acc_norm")
 """Metrics that are read; others may fail on a broken model, as the exponential of a perplexity does."""
@@ -35,10 +35,14 @@ _SEED = 1234
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The harness's task objects by name, and why each task of ``optional`` ones that is missing cannot be had."""
+    """The harness's task objects by name, and why each task of ``optional`` ones that is missing cannot be had.
+
+    Those of ``missing`` that the hub did not give, which it may another time, are ``awaited``.
+    """
 
     tasks: Mapping[str, Any]
     missing: Mapping[str, str] = field(default_factory=dict)
+    awaited: tuple[str, ...] = ()
 
 
 _kept: dict[tuple[Any, ...], tuple[Loaded, tempfile.TemporaryDirectory[str]]] = {}
@@ -68,6 +72,17 @@ def load(
     return loaded
 
 
+def obtainable(name: str, shots: int = 0) -> bool:
+    """Whether the hub gives a task now; if so, what was loaded without it is forgotten."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-tasks-") as folder:
+            _load([name], (), None, shots, Path(folder))
+    except PruneBenchError:
+        return False
+    _forget()
+    return True
+
+
 @atexit.register
 def _forget() -> None:
     for _, folder in _kept.values():
@@ -87,6 +102,7 @@ def _load(
 ) -> Loaded:
     declared: dict[str, TaskFile] = {}
     missing: dict[str, str] = {}
+    awaited: list[str] = []
     tasks: dict[str, Any] = {}
     with quiet(), _offline(data_dir is not None or not hub_answers()):
         for name in (*required, *optional):
@@ -112,9 +128,11 @@ def _load(
                 if name in required:
                     raise DataUnavailable(why) from None
                 missing[name] = why
+                if data_dir is None and not packaged(task):
+                    awaited.append(name)
     if not tasks:
         raise DataUnavailable(next(iter(missing.values()), "no --tasks are given"))
-    return Loaded(tasks, missing)
+    return Loaded(tasks, missing, tuple(awaited))
 
 
 def _reason(task: TaskFile, data_dir: Path | None, error: Exception) -> str:

@@ -107,12 +107,35 @@ def test_packed_linears_score_as_dense_ones(tmp_path: Path) -> None:
     assert packed.computed == dense.computed
 
 
-def test_what_is_not_finite_is_no_number() -> None:
-    served: Served = serve(CheckpointSource(nano("nano-opt")), tune=False)
-    served.outer.tensors["model.decoder.embed_tokens.weight"][7] = torch.nan
+@pytest.mark.parametrize("kind", NANOS)
+def test_what_is_not_finite_spoils_nothing_it_is_joined_with(kind: str) -> None:
+    served: Served = serve(CheckpointSource(nano(kind)), tune=False)
+    stem = [5, *range(20, 50)]
+    requests: list[Request] = [
+        *[([5, 7], [9]), ([5, 6], [9]), ([5, 6], [9, 11])],
+        *[([*stem, 7], [9]), ([*stem, 8], [9]), ([*stem, 8], [9, 7]), ([*stem, 8], [7, 9]), ([7, 12], [13])],
+        ([7, *stem, *range(60, 70)], [9]),  # first in its pack, where padding is taken from
+    ]
+    whole = score_answers(served, requests, context=CONTEXT, batch_tokens=1)
+    (name,) = (
+        name for name in served.outer.tensors if name.endswith(("embed_tokens.weight", "embeddings.weight"))
+    )
+    served.outer.tensors[name] = served.outer.tensors[name].clone()
+    served.outer.tensors[name][7] = torch.nan
     served.head.weight = served.head.weight.clone().nan_to_num_(0.0)
-    found = score_answers(served, [([5, 7], [9]), ([5, 6], [9])], context=8, batch_tokens=1)
-    assert np.isnan(found.loglikelihoods).tolist() == [True, False] and not found.greedy[0]
+    broken = [0, 3, 6, 7, 8]
+    for batch_tokens in (1, 64, 4096):
+        heard: list[int] = []
+        found = score_answers(
+            served, requests, context=CONTEXT, batch_tokens=batch_tokens, progress=heard.append
+        )
+        assert np.isnan(found.loglikelihoods).nonzero()[0].tolist() == broken
+        assert not found.greedy[broken].any()
+        kept = np.delete(np.arange(len(requests)), broken)
+        assert found.loglikelihoods[kept] == pytest.approx(whole.loglikelihoods[kept], abs=2e-4, rel=1e-5)
+        assert (found.greedy == whole.greedy)[kept].all()
+        assert heard == sorted(heard) and heard[-1] == len(requests)
+        assert found.tokens == whole.tokens
 
 
 @pytest.mark.parametrize(("text", "answer"), [([], [1]), ([1], []), ([1], [1] * 9)])
