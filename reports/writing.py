@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from bench.results.files import fault, replace_file
 
-__all__ = ["write_texts"]
+__all__ = ["number", "write_texts"]
 
 
 def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
@@ -19,3 +20,10 @@ def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
             replace_file(path, text.encode("utf-8"))
     except OSError as error:
         raise fault("write", path, error) from error
+
+
+def number(value: float | None) -> float | str | None:
+    """A figure for JSON, which has no NaN and no infinities: these as text."""
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"

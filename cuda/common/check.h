@@ -16,6 +16,10 @@ int32_t check(const prune_bench_attend_params* params) noexcept;
 int32_t check(const prune_bench_activate_params* params) noexcept;
 int32_t check(const prune_bench_bitmap& weight) noexcept;  // sizes and pointers; scales only where they are set
 
+inline bool misaligned(const void* pointer, int64_t bytes) noexcept {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) != 0;
+}
+
 // Bytes of one stored weight, 0 for an unknown dtype.
 int64_t itemsize(int32_t dtype) noexcept;
 

@@ -9,10 +9,6 @@ namespace {
 constexpr int64_t kMostWidth = int64_t{1} << 24;
 constexpr int64_t kMostHeads = int64_t{1} << 16;
 
-bool misaligned(const void* pointer, int64_t bytes) noexcept {
-  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) != 0;
-}
-
 template <typename... Pointers>
 bool odd_floats(Pointers... pointers) noexcept {
   return (misaligned(pointers, 4) || ...);

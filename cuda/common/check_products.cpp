@@ -19,10 +19,6 @@ bool bad_stride(int64_t count, int64_t stride, int64_t width) noexcept {
   return count > 1 && (stride < width || stride > kMostWeights);
 }
 
-bool misaligned(const void* pointer, int64_t bytes) noexcept {
-  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) != 0;
-}
-
 // Input and output of a product of `rows` x `columns` weights; something is computed.
 template <typename Params>
 int32_t check_ends(const Params& p, int64_t rows, int64_t columns) noexcept {

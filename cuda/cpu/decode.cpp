@@ -12,12 +12,10 @@ constexpr int64_t kShared = int64_t{1} << 17;  // multiplications of an attentio
 
 const DecodeVariant* variant(int32_t isa) noexcept {
 #if defined(PRUNE_BENCH_X86)
-  for (const DecodeVariant* candidate : {&kAvx512Decode, &kAvx2Decode}) {
-    const bool wanted = isa == PRUNE_BENCH_ISA_BEST || isa == candidate->isa;
-    if (wanted && runs_here(candidate->isa)) return candidate;
-  }
+  return chosen(isa, {&kAvx512Decode, &kAvx2Decode, &kPortableDecode});
+#else
+  return chosen(isa, {&kPortableDecode});
 #endif
-  return isa == PRUNE_BENCH_ISA_BEST || isa == PRUNE_BENCH_ISA_PORTABLE ? &kPortableDecode : nullptr;
 }
 
 struct Heads {
@@ -51,7 +49,7 @@ int32_t prune_bench_cpu_attend(const prune_bench_attend_params* params) {
   prune_bench::Heads heads{params, prune_bench::variant(params->isa)};
   if (heads.variant == nullptr) return PRUNE_BENCH_NO_SUCH_ISA;
   const bool shared = params->heads * params->head_dim * (params->place->position + 1) >= prune_bench::kShared;
-  const int wanted = params->threads == 0 ? prune_bench::Pool::default_threads() : params->threads;
+  const int wanted = prune_bench::Pool::granted(params->threads);
   prune_bench::Pool::instance().run(shared ? wanted : 1, params->kv_heads, prune_bench::run_head, &heads);
   return PRUNE_BENCH_OK;
 }

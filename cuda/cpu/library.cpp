@@ -12,12 +12,10 @@ namespace {
 
 const SweepVariant* variant(int32_t isa) noexcept {
 #if defined(PRUNE_BENCH_X86)
-  for (const SweepVariant* candidate : {&kAvx512Sweep, &kAvx2Sweep}) {
-    const bool wanted = isa == PRUNE_BENCH_ISA_BEST || isa == candidate->isa;
-    if (wanted && runs_here(candidate->isa)) return candidate;
-  }
+  return chosen(isa, {&kAvx512Sweep, &kAvx2Sweep, &kPortableSweep});
+#else
+  return chosen(isa, {&kPortableSweep});
 #endif
-  return isa == PRUNE_BENCH_ISA_BEST || isa == PRUNE_BENCH_ISA_PORTABLE ? &kPortableSweep : nullptr;
 }
 
 // The factor, cut into panels that no group of the selection straddles unless it is wider than a panel.
@@ -92,7 +90,7 @@ int32_t obs_sweep(const prune_bench_obs_sweep_params* params) {
   if (!packed.build(p, chosen->width)) return PRUNE_BENCH_OUT_OF_MEMORY;
   const int64_t tile_rows = static_cast<int64_t>(chosen->lanes) * chosen->strips;
   const int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
-  int64_t threads = p.threads == 0 ? Pool::default_threads() : p.threads;
+  int64_t threads = Pool::granted(p.threads);
   if (threads > tiles) threads = tiles;
   // A whole number of cache lines, so that threads share none.
   const int64_t floats = (chosen->strips * scratch_floats(chosen->lanes, p.columns) + 15) / 16 * 16;

@@ -14,8 +14,6 @@ constexpr int64_t kRowsAtATime = 32;
 
 int64_t pieces_of(int64_t rows) noexcept { return (rows + kRowsAtATime - 1) / kRowsAtATime; }
 
-int threads_of(int32_t threads) noexcept { return threads == 0 ? Pool::default_threads() : threads; }
-
 // Calls body(row) for the rows of a piece.
 template <typename Body>
 void each_row(int64_t rows, int64_t piece, const Body& body) {
@@ -201,7 +199,7 @@ int32_t prune_bench_cpu_bitmap_scan(const prune_bench_bitmap_pack_params* params
   }
   if (p.rows > 0 && p.mask == nullptr && p.weight == nullptr) return PRUNE_BENCH_NULL_POINTER;
   ScanWork work{params, padded(p.columns) / kWordColumns};
-  Pool::instance().run(threads_of(p.threads), pieces_of(p.rows), scan_piece, &work);
+  Pool::instance().run(Pool::granted(p.threads), pieces_of(p.rows), scan_piece, &work);
   for (int64_t row = 0; row < p.rows; ++row) p.offsets[row + 1] += p.offsets[row];
   return PRUNE_BENCH_OK;
 }
@@ -216,7 +214,7 @@ int32_t prune_bench_cpu_bitmap_gather(const prune_bench_bitmap_pack_params* para
   GatherWork work;
   work.params = params;
   work.words = padded(p.columns) / kWordColumns;
-  Pool::instance().run(threads_of(p.threads), pieces_of(p.rows), gather_piece, &work);
+  Pool::instance().run(Pool::granted(p.threads), pieces_of(p.rows), gather_piece, &work);
   return work.bad.load(std::memory_order_relaxed) ? PRUNE_BENCH_BAD_FORMAT : PRUNE_BENCH_OK;
 }
 
@@ -228,7 +226,7 @@ int32_t prune_bench_cpu_bitmap_unpack(const prune_bench_bitmap_unpack_params* pa
   UnpackWork work;
   work.params = params;
   work.words = padded(p.weight.columns) / kWordColumns;
-  Pool::instance().run(threads_of(p.threads), pieces_of(p.weight.rows), unpack_piece, &work);
+  Pool::instance().run(Pool::granted(p.threads), pieces_of(p.weight.rows), unpack_piece, &work);
   return work.bad.load(std::memory_order_relaxed) ? PRUNE_BENCH_BAD_FORMAT : PRUNE_BENCH_OK;
 }
 

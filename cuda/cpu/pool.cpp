@@ -44,7 +44,8 @@ Pool& Pool::instance() {
   return seen->pool;
 }
 
-int Pool::default_threads() noexcept {
+int Pool::granted(int32_t asked) noexcept {
+  if (asked != 0) return asked;
   const unsigned granted = std::thread::hardware_concurrency();
   return granted == 0 ? 1 : static_cast<int>(granted);
 }

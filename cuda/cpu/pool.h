@@ -17,8 +17,9 @@ class Pool {
   // The process's pool. A forked child gets a new one, since threads do not survive a fork.
   static Pool& instance();
 
-  // Threads that the machine grants this process (its affinity counts), at least 1.
-  static int default_threads() noexcept;
+  // Threads as a caller asks for them; for 0, those that the machine grants this process (its affinity counts), at
+  // least 1.
+  static int granted(int32_t asked) noexcept;
 
   // Runs `task` over all indices on at most `threads` threads, the caller's included; returns when all are done.
   // Where the system refuses a thread, fewer serve. Calls from several threads take turns.

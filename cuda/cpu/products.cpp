@@ -19,15 +19,11 @@ constexpr int64_t kChunkTokens = 256;  // laid out at a time, which bounds the c
 
 const ProductVariant* variant(int32_t isa) noexcept {
 #if defined(PRUNE_BENCH_X86)
-  for (const ProductVariant* candidate : {&kVbmi2Product, &kAvx512Product, &kAvx2Product}) {
-    const bool wanted = isa == PRUNE_BENCH_ISA_BEST || isa == candidate->isa;
-    if (wanted && runs_here(candidate->isa)) return candidate;
-  }
+  return chosen(isa, {&kVbmi2Product, &kAvx512Product, &kAvx2Product, &kPortableProduct});
+#else
+  return chosen(isa, {&kPortableProduct});
 #endif
-  return isa == PRUNE_BENCH_ISA_BEST || isa == PRUNE_BENCH_ISA_PORTABLE ? &kPortableProduct : nullptr;
 }
-
-int threads_of(int32_t threads) noexcept { return threads == 0 ? Pool::default_threads() : threads; }
 
 // Rows cut into pieces of about equally many bytes; the cut does not depend on the thread count.
 struct Pieces {
@@ -154,7 +150,7 @@ int32_t bitmap_matmul(const prune_bench_bitmap_matmul_params* params) {
     const int64_t before = row_begin(w, r);
     return r * row_bytes + (before < 0 ? 0 : before > w.nonzeros ? w.nonzeros : before) * item;
   });
-  const int threads = threads_of(p.threads);
+  const int threads = Pool::granted(p.threads);
   const bool gathers = p.tokens >= chosen->gather_from;
   const int64_t chunk = p.tokens < kChunkTokens ? p.tokens : kChunkTokens;
   const int64_t lanes = chosen->lanes;
@@ -207,7 +203,7 @@ int32_t dense_matmul(const prune_bench_dense_matmul_params* params) {
     lay_rows(p.x + token * p.x_row_stride, p.x_row_stride, tokens, p.columns, 1, chosen->lanes, x.get());
     work.job.tokens = tokens;
     work.job.y = p.y + token * p.y_row_stride;
-    Pool::instance().run(threads_of(p.threads), work.pieces.count, run_dense, &work);
+    Pool::instance().run(Pool::granted(p.threads), work.pieces.count, run_dense, &work);
   }
   return PRUNE_BENCH_OK;
 }

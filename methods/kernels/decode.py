@@ -80,6 +80,9 @@ class Program:
         self._common = {"abi": _native.ABI, "isa": _native.ISA_IDS[isa]}
         self._threads = threads
         self._pieces: list[list[tuple[int, ctypes.Structure]] | Callable[[], object]] = []
+        self._open: list[tuple[int, ctypes.Structure]] | None = (
+            None  # the last piece, if it takes further steps
+        )
         self._held: list[Any] = []
         self._ready: list[tuple[Any, int] | Callable[[], object]] | None = None
         self._failed = ctypes.c_int64()
@@ -177,15 +180,16 @@ class Program:
 
     def product(self, product: BitmapProduct | DenseProduct, x: Tensor, y: Tensor) -> None:
         """y = x Wᵀ + bias with vectors ``x`` and ``y``. Raises RuntimeError where the product is no native one."""
-        params = product.bound(x, y, self._threads)
+        ends = self._vector("x", x, product.columns), self._vector("y", y, product.rows)
+        params = product.bound(*ends, self._threads)
         if params is None:
             raise RuntimeError("the product is not a native one")
-        self._held += [product, x, y]
+        self._held.append(product)
         self._add("bitmap" if isinstance(product, BitmapProduct) else "dense", params)
 
     def call(self, function: Callable[[], object]) -> None:
         """Have ``function`` called between the steps before and those behind it."""
-        self._ready = None
+        self._ready = self._open = None
         self._pieces.append(function)
 
     def run(self) -> None:
@@ -208,11 +212,10 @@ class Program:
 
     def _add(self, kind: str, params: ctypes.Structure) -> None:
         self._ready = None
-        if not self._pieces or callable(self._pieces[-1]):
-            self._pieces.append([])
-        piece = self._pieces[-1]
-        if not callable(piece):
-            piece.append((_KINDS[kind], params))
+        if self._open is None:
+            self._open = []
+            self._pieces.append(self._open)
+        self._open.append((_KINDS[kind], params))
 
     def _vector(self, name: str, tensor: Tensor | None, size: int) -> int | None:
         if tensor is None:

@@ -75,21 +75,15 @@ class _Product:
             self._library.expect(status, f"product of {self.rows} x {self.columns} weights")
         return y if x.dtype == torch.float32 else y.to(x.dtype)
 
-    def bound(self, x: Tensor, y: Tensor, threads: int) -> ctypes.Structure | None:
-        """The native call with ``x`` [columns] and ``y`` [rows], float32 vectors of its own, for ``decode.Program``.
+    def bound(self, x: int | None, y: int | None, threads: int) -> ctypes.Structure | None:
+        """The native call for one token, float32 vectors [columns] at ``x`` and [rows] at ``y``, as addresses.
 
-        None where the operator serves. The tensors must outlive it.
+        For ``decode.Program``, which checks them and keeps them alive. None where the operator serves.
         """
         if self._template is None:
             return None
-        for name, tensor, size in (("x", x, self.columns), ("y", y, self.rows)):
-            if tensor.dtype != torch.float32 or tuple(tensor.shape) != (size,) or not tensor.is_contiguous():
-                raise ValueError(
-                    f"{name} is {tensor.dtype} {tuple(tensor.shape)}: pass contiguous float32 ({size},)"
-                )
         params: ctypes.Structure = self._kind.from_buffer_copy(self._template)
-        params.threads, params.tokens = threads, 1
-        params.x, params.y = x.data_ptr() or None, y.data_ptr() or None
+        params.threads, params.tokens, params.x, params.y = threads, 1, x, y
         return params
 
 

@@ -13,6 +13,7 @@ from reports.comparison import asked_of
 from reports.markdown import markdown_table
 from reports.tables import Table
 from reports.wording import MISSING, clean, escape_markdown, figure, metric_title
+from reports.writing import number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -200,10 +201,10 @@ def _json_change(change: Change) -> dict[str, Any]:
         "metric": change.metric,
         "unit": change.unit,
         "kind": change.kind,
-        "base": _number(change.before),
-        "new": _number(change.after),
+        "base": number(change.before),
+        "new": number(change.after),
         "relative": change.relative,
-        "allowed": _number(change.allowed),
+        "allowed": number(change.allowed),
         "reference": change.reference,
         "cells": change.cells,
         "p": None if tested is None else tested.adjusted,
@@ -222,10 +223,3 @@ def _json_cell(record: Record) -> dict[str, Any]:
         "target": record.target,
         "seed": record.seed,
     }
-
-
-def _number(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinities: these as text."""
-    if value is None or math.isfinite(value):
-        return value
-    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"

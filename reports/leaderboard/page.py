@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from reports.leaderboard.entries import Entry
 from reports.leaderboard.submission import notes_of
 from reports.statistics import Summary, ratio
 from reports.wording import MISSING, clean, figure, percent_change, spread
-from reports.writing import write_texts
+from reports.writing import number, write_texts
 
 __all__ = ["Leaderboard", "feed", "write_leaderboard"]
 
@@ -168,7 +167,7 @@ def _item(board: Board, placed: Placed) -> dict[str, Any]:
             "place": placed.place,
             "shared": placed.shared,
             "why": placed.why,
-            "dense": _number(board.dense),
+            "dense": number(board.dense),
             "perplexity": _figures(perplexity(entry)),
             **{
                 name: _figures(entry.figure(name, phase))
@@ -183,7 +182,7 @@ def _item(board: Board, placed: Placed) -> dict[str, Any]:
             "subjects": [result.evaluation.subject for result in entry.results],
             "stores": list(dict.fromkeys(result.name for result in entry.results)),
             "history": [
-                {"day": past.day, "commit": past.commit, "perplexity": _number(past.perplexity.mean)}
+                {"day": past.day, "commit": past.commit, "perplexity": number(past.perplexity.mean)}
                 for past in entry.past
             ],
         },
@@ -191,10 +190,4 @@ def _item(board: Board, placed: Placed) -> dict[str, Any]:
 
 
 def _figures(summary: Summary) -> dict[str, Any]:
-    return {"mean": _number(summary.mean), "half_width": _number(summary.half_width), "seeds": summary.count}
-
-
-def _number(value: float | None) -> float | str | None:
-    if value is None or math.isfinite(value):
-        return value
-    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return {"mean": number(summary.mean), "half_width": number(summary.half_width), "seeds": summary.count}
