@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Final
 
 from reports.comparison import Comparison, asked_of
 from reports.contests import Contests, verdict_tables
@@ -13,49 +14,56 @@ from reports.overview import Finding, headline, overview
 from reports.provenance import facts_table
 from reports.published import markdown_lines as published_lines
 from reports.tables import Table, cost_table, other_table, problem_table, quality_table, title_of
-from reports.wording import clean, escape_markdown
+from reports.wording import escape_markdown
+
+_LONGEST: Final = 8000
+"""Sentences and cells of ours hold names that were cut already: they are not cut again."""
+
+
+def _escaped(text: Any) -> str:
+    return escape_markdown(text, _LONGEST)
 
 
 def markdown_table(table: Table) -> Iterator[str]:
     """The lines of one table; figures are aligned right, every cell is escaped."""
-    yield "| " + " | ".join(escape_markdown(column) for column in table.columns) + " |"
+    yield "| " + " | ".join(_escaped(column) for column in table.columns) + " |"
     yield (
         "|"
         + "|".join(" --- " if index < table.headers else " ---: " for index in range(len(table.columns)))
         + "|"
     )
     for row in table.rows:
-        yield "| " + " | ".join(escape_markdown(cell) for cell in row) + " |"
+        yield "| " + " | ".join(_escaped(cell) for cell in row) + " |"
 
 
 def markdown_page(loaded: Loaded, comparison: Comparison, judged: Contests | None = None) -> str:
     """The whole report; `judged` holds the verdicts of the groups that have some."""
     judged = judged or {}
-    lines = ["# Pruning comparison", "", escape_markdown(headline(comparison)), ""]
+    lines = ["# Pruning comparison", "", _escaped(headline(comparison)), ""]
     for entry in overview(comparison, judged):
-        lines += [f"## {escape_markdown(entry.title)}", "", escape_markdown(entry.dense), ""]
+        lines += [f"## {_escaped(entry.title)}", "", _escaped(entry.dense), ""]
         lines += [
-            f"- At {escape_markdown(finding.target)}, **{escape_markdown(finding.leader)}**"
-            f"{escape_markdown(finding.text)}{_behind(finding)}"
+            f"- At {_escaped(finding.target)}, **{_escaped(finding.leader)}**"
+            f"{_escaped(finding.text)}{_behind(finding)}"
             for finding in entry.findings
         ]
-        lines += [f"- {escape_markdown(note)}" for note in entry.notes]
+        lines += [f"- {_escaped(note)}" for note in entry.notes]
         lines.append("")
     for group in comparison.groups:
         verdicts = verdict_tables(judged.get(group.key, ()))
         for table in (quality_table(group), *verdicts, cost_table(group), other_table(group)):
             if table.rows and len(table.columns) > table.headers:
                 lines += [
-                    f"## {escape_markdown(table.caption)}: {escape_markdown(title_of(group))}",
+                    f"## {_escaped(table.caption)}: {_escaped(title_of(group))}",
                     "",
                     *markdown_table(table),
                     "",
-                    *((" ".join(map(escape_markdown, table.notes)), "") if table.notes else ()),
+                    *((" ".join(map(_escaped, table.notes)), "") if table.notes else ()),
                 ]
     for table in kernel_tables(comparison.kernels):
-        lines += [f"## Kernels: {escape_markdown(table.caption)}", "", *markdown_table(table), ""]
+        lines += [f"## Kernels: {_escaped(table.caption)}", "", *markdown_table(table), ""]
     if comparison.kernels:
-        lines += [escape_markdown(KERNEL_NOTE), ""]
+        lines += [_escaped(KERNEL_NOTE), ""]
     lines += published_lines(comparison) + guard_lines(comparison.records)
     if comparison.problems:
         lines += ["## Refused and failed", "", *markdown_table(problem_table(comparison)), ""]
@@ -63,7 +71,7 @@ def markdown_page(loaded: Loaded, comparison: Comparison, judged: Contests | Non
         lines += ["## Warnings", ""]
         for record, text in comparison.warnings:
             where = f"{record.model} {asked_of(record)} {record.target}"
-            lines.append(f"- {escape_markdown(where)}: {escape_markdown(clean(text, 1000))}")
+            lines.append(f"- {escape_markdown(where)}: {escape_markdown(text, 1000)}")
         lines.append("")
     if loaded.damage:
         lines += [
@@ -85,4 +93,4 @@ def markdown_page(loaded: Loaded, comparison: Comparison, judged: Contests | Non
 def _behind(finding: Finding) -> str:
     """How sure a finding is and what it costs, as sentences behind it."""
     said = [finding.sure, f"Cost: {finding.cost}." if finding.cost else ""]
-    return "".join(f" {escape_markdown(text)}" for text in said if text)
+    return "".join(f" {_escaped(text)}" for text in said if text)

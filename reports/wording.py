@@ -43,9 +43,9 @@ def _visible(character: str) -> str:
     return character
 
 
-def escape_markdown(text: Any) -> str:
+def escape_markdown(text: Any, longest: int = LONGEST) -> str:
     """`clean` text that Markdown and the HTML in it show literally; bare addresses do not become links, nor names mentions."""
-    shown = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    shown = clean(text, longest).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     shown = re.sub(r"([\\`*\[\]|~#])", r"\\\1", shown)
     shown = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", shown)
     # A mention would notify people; `sparsegpt@owl` is none.

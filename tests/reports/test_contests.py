@@ -200,3 +200,4 @@ def test_markdown_holds_the_verdicts(tmp_path: Path) -> None:
     output = CliRunner().invoke(command, ["--out", str(tmp_path), "--format", "markdown"]).output
     assert "## Pair by pair at 50%" in output and "better, p &lt; 0.001" in output
     assert "sparsegpt is better than magnitude" in output and "Cost: 3.25 s" in output
+    assert "several calibration seeds, they cover other seeds too." in output, "a note is cut short"
