@@ -75,9 +75,10 @@ def _map(
 ) -> dict[str, Any]:
     import altair as alt
 
-    methods = list(dict.fromkeys(point["method"] for point in points))
+    panels = list(dict.fromkeys(point["panel"] for point in points))
+    columns = len({point["method"] for point in points})
     blocks = len({point["block"] for point in points})
-    step = max(4, min(20, _WIDTH // (len(methods) * max(blocks, 1))))
+    step = max(4, min(20, _WIDTH // (columns * max(blocks, 1))))
     values = [point[measure] for point in points]
     legend = alt.Legend(format=shape, values=sorted({min(values), max(values)}), orient="top")
     chart = (
@@ -95,15 +96,8 @@ def _map(
             ],
         )
         .properties(width=alt.Step(step), height=alt.Step(16))
-        .facet(
-            column=alt.Column("method:N", title=None, sort=methods),
-            row=alt.Row(
-                "target:N",
-                title=None,
-                header=alt.Header(labelAngle=0, labelAlign="left"),
-                sort=list(dict.fromkeys(point["target"] for point in points)),
-            ),
-        )
+        # One facet, not rows and columns: a sorted grid with empty places puts its panels into the wrong ones.
+        .facet(alt.Facet("panel:N", title=None, sort=panels), columns=columns)
     )
     return specification(chart)
 
@@ -120,7 +114,7 @@ def _points(row: Row, measure: str) -> list[dict[str, Any]]:
         points.append(
             {
                 "method": clean(row.name, NAME_LENGTH),
-                "target": clean(row.target, NAME_LENGTH),
+                "panel": f"{clean(row.name, NAME_LENGTH)} {clean(row.target, NAME_LENGTH)}",
                 "block": block,
                 "matrix": clean(name, NAME_LENGTH),
                 "error": error if error is not None and math.isfinite(error) else None,
