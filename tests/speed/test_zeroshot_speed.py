@@ -2,7 +2,8 @@
 
 Every request's log-likelihood must agree to 1e-3, and every item's answer. Times are CPU seconds on one thread, which other
 work on the machine moves less than the clock. `BENCH_SPEED_ITEMS` sets the items of each task; with `BENCH_DATA_DIR` the
-tasks are real ones. SmolLM2 is measured where `bench pull smollm2-135m` has put it in the cache.
+tasks are real ones, all of them or those of `BENCH_SPEED_TASKS`. SmolLM2 is measured where `bench pull smollm2-135m` has put
+it in the cache.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ from methods.interface import Silent
 from methods.stream.source import CheckpointSource
 
 ITEMS = int(os.environ.get("BENCH_SPEED_ITEMS", "8"))
-REAL = ("arc_easy", "hellaswag", "boolq", "lambada_openai", "winogrande")
+REAL = tuple(
+    os.environ.get(
+        "BENCH_SPEED_TASKS",
+        "piqa,hellaswag,arc_easy,arc_challenge,winogrande,lambada_openai,boolq,openbookqa,rte,copa,sciq",
+    ).split(",")
+)
 _CACHE = os.environ.get("BENCH_CACHE", "")
 
 Scores = list[tuple[float, bool]]
