@@ -5,6 +5,14 @@
 #endif
 
 namespace prune_bench {
+namespace {
+
+template <typename... Pointers>
+bool odd_floats(Pointers... pointers) noexcept {
+  return (misaligned(pointers, 4) || ...);
+}
+
+}  // namespace
 
 int32_t check(const prune_bench_obs_sweep_params* params) noexcept {
   if (params == nullptr) return PRUNE_BENCH_NULL_POINTER;
@@ -21,10 +29,12 @@ int32_t check(const prune_bench_obs_sweep_params* params) noexcept {
   if (p.loss == nullptr || (p.levels != 0 && (p.scale == nullptr || p.zero == nullptr))) {
     return PRUNE_BENCH_NULL_POINTER;
   }
+  if (odd_floats(p.loss, p.scale, p.zero)) return PRUNE_BENCH_MISALIGNED;
   if (p.columns == 0) return PRUNE_BENCH_OK;
   const bool missing =
       p.weight == nullptr || p.factor == nullptr || p.values == nullptr || p.errors == nullptr || p.removed == nullptr;
-  return missing ? PRUNE_BENCH_NULL_POINTER : PRUNE_BENCH_OK;
+  if (missing) return PRUNE_BENCH_NULL_POINTER;
+  return odd_floats(p.weight, p.factor, p.divisor, p.values, p.errors) ? PRUNE_BENCH_MISALIGNED : PRUNE_BENCH_OK;
 }
 
 }  // namespace prune_bench

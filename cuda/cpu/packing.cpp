@@ -209,7 +209,7 @@ int32_t prune_bench_cpu_bitmap_gather(const prune_bench_bitmap_pack_params* para
   if (const int32_t status = check(params); status != PRUNE_BENCH_OK) return status;
   const prune_bench_bitmap_pack_params& p = *params;
   if (p.rows == 0 || p.columns == 0) return PRUNE_BENCH_OK;
-  if (p.nonzeros < 0) return PRUNE_BENCH_BAD_FORMAT;
+  if (p.nonzeros < 0 || p.nonzeros > p.rows * p.columns) return PRUNE_BENCH_BAD_FORMAT;
   if (p.weight == nullptr || (p.nonzeros > 0 && p.values == nullptr)) return PRUNE_BENCH_NULL_POINTER;
   GatherWork work;
   work.params = params;
