@@ -153,6 +153,27 @@ def speed(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hunt for inputs that a parser neither reads nor refuses; `-- --minutes N` for each (10), `--only PARSER` for some.
+
+    Findings lie in runs/fuzz, the figures in studies/fuzz/hunts.jsonl; what was reached is kept in tests/fuzz/corpus.
+    """
+    session.install("-q", *PINS, "-e", ".[test,fuzz]")
+    session.run("python", "tests/fuzz/campaign.py", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Ask for known vulnerabilities of the pinned packages, and write the bill of materials to runs/sbom.json; needs the network."""
+    session.install("-q", *PINS, ".")
+    packages = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
+    session.install("-q", "--upgrade", *PINS, "pip-audit", "cyclonedx-bom")
+    Path("runs").mkdir(exist_ok=True)
+    session.run("cyclonedx-py", "environment", "--of", "JSON", "--output-reproducible", "-o", "runs/sbom.json", "--pyproject", "pyproject.toml")
+    session.run("pip-audit", "--skip-editable", "--path", str(packages).strip(), *session.posargs)
+
+
+@nox.session
 def nightly(session: nox.Session) -> None:
     """Run the nightly grid, judge it against the baseline, and write summary, report and leaderboard to runs/nightly.
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 __all__ = ["BITS", "DENSE", "Target"]
 
@@ -39,19 +39,19 @@ class Target:
         if found := _BITS.match(spelling):
             spelling, bits = found[1], int(found[2])
             if bits not in BITS:
-                raise UserError(f"target '{text}': {bits} bits are not a grid; use 2, 3, 4 or 8")
+                raise UserError(f"target '{shown(text)}': {bits} bits are not a grid; use 2, 3, 4 or 8")
         if found := _NM.match(spelling):
             return cls.nm(int(found[1]), int(found[2]), bits)
         if found := _PERCENT.match(spelling):
             kind = {None: "unstructured", "slice": "slice", "params-": "params", "bytes-": "bytes"}[found[1]]
             amount = Fraction(found[2]) / 100
             if amount >= 1:
-                raise UserError(f"target '{text}' removes everything; use less than 100%")
+                raise UserError(f"target '{shown(text)}' removes everything; use less than 100%")
             if amount == 0 and kind == "unstructured" and bits is None:
                 return DENSE
             return cls(kind, amount, bits=bits)
         raise UserError(
-            f"target '{text}' is none; use a share such as 50%, a pattern such as 2:4, slice25%, params-20% or bytes-30%"
+            f"target '{shown(text)}' is none; use a share such as 50%, a pattern such as 2:4, slice25%, params-20% or bytes-30%"
         )
 
     @classmethod

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from bench.results.redact import redact, redact_command
 from methods.errors import PruneBenchError
 
 __all__ = ["INTERRUPTED", "Session", "explain", "one_line", "resume_line", "say_error"]
@@ -42,13 +43,13 @@ class Session:
 
     @property
     def command(self) -> str:
-        """The command as a shell would take it."""
-        return shlex.join(("bench", *self.words))
+        """The command as a shell would take it, without secrets."""
+        return shlex.join(redact_command(("bench", *self.words)))
 
 
 def one_line(text: object) -> str:
-    """Text on one printable line."""
-    joined = " ".join(str(text).split())
+    """Text on one printable line, without secrets."""
+    joined = " ".join(redact(str(text)).split())
     return "".join(character if character.isprintable() else "?" for character in joined)
 
 
@@ -104,7 +105,7 @@ def _usage(error: click.ClickException) -> str:
 
 def _keep_traceback(error: BaseException, session: Session) -> Path | None:
     """Write the traceback under the run's folder, or the temporary one; None where neither can be written."""
-    text = "".join(traceback.format_exception(error))
+    text = redact("".join(traceback.format_exception(error)))
     name = f"traceback-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.txt"
     for folder in (session.out, Path(tempfile.gettempdir())):
         if folder is None or not folder.is_dir():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.mirror.ledger import FOLDER
+from bench.results.redact import HIDDEN, redact
 from methods.errors import OutsideError
 
 __all__ = ["OWN", "Answer", "contained", "last_line", "run", "without_secrets"]
@@ -124,5 +125,5 @@ def without_secrets(line: str, environ: Mapping[str, str]) -> str:
     """The start of a line, keys and whatever looks like one replaced."""
     for name in _SECRETS:
         if environ.get(name):
-            line = line.replace(environ[name], "***")
-    return _SECRET.sub("***", line)[:300]
+            line = line.replace(environ[name], HIDDEN)
+    return _SECRET.sub(HIDDEN, redact(line, environ))[:300]

@@ -168,7 +168,7 @@ def _stamp(path: Path) -> list[int]:
 def _remembered() -> Mapping[str, Any]:
     try:
         found = json.loads((cache_root() / "hashes.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

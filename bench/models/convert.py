@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from bench.models import weights
 from bench.models.cache import write_json
 from bench.models.path import read_config
+from bench.results.redact import secret_name
 from methods.errors import CheckpointError, MachineError, PruneBenchError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ __all__ = ["convert", "run"]
 
 GROUP_BYTES = 1 << 30
 """Tensors are written in files of about this size, so that memory stays below a large shard's."""
-SECRETS = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|CREDENTIAL", re.IGNORECASE)
 FORBIDDEN = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported (?:class|operand|global)) ([\w.]+)")
 BASE_SECONDS = 300.0
 BYTES_PER_SECOND = 10e6
@@ -37,7 +37,7 @@ BYTES_PER_SECOND = 10e6
 def run(directory: Path, names: Sequence[str], model: str) -> None:
     """Convert in a subprocess that holds no tokens. Raises CheckpointError with its one line."""
     root = str(Path(__file__).parents[2])
-    env = {name: value for name, value in os.environ.items() if not SECRETS.search(name)}
+    env = {name: value for name, value in os.environ.items() if not secret_name(name) and not name.endswith("TOKEN_FILE")}
     env |= {"PYTHONPATH": os.pathsep.join((root, env.get("PYTHONPATH", ""))), "OMP_NUM_THREADS": "1"}
     seconds = BASE_SECONDS + sum((directory / name).stat().st_size for name in names) / BYTES_PER_SECOND
     command = [sys.executable, "-m", "bench.models.convert", str(directory), *names]
@@ -50,7 +50,7 @@ def run(directory: Path, names: Sequence[str], model: str) -> None:
     try:
         said = json.loads(done.stdout.decode("utf-8", "replace").strip().rpartition("\n")[2])
         reason, machine = str(said["error"]), bool(said["machine"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         reason, machine = f"the converting process ended with code {done.returncode} ({last[:160]})", False
     if reason:

@@ -106,7 +106,10 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(checkpoint.path), local_files_only=True, trust_remote_code=False, **_unsliced(checkpoint)
         )
-    except Exception as error:  # transformers and tokenizers raise whatever a bad file makes them raise
+    except BaseException as error:  # transformers and tokenizers raise whatever a bad file makes them raise
+        # A panic of the Rust tokenizers is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the tokenizer in {checkpoint.path} cannot be read: {reason}") from error
     return found

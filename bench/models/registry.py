@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bench.models.nano.architectures import ARCHITECTURES, VOCABULARY
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 __all__ = ["Entry", "entries", "get", "is_path", "match"]
 
@@ -339,5 +339,5 @@ def _unknown(name: str) -> UserError:
     hint = f"did you mean {', '.join(near)}? " if near else ""
     what = "no model matches" if any(character in name for character in "*?[") else "unknown model"
     return UserError(
-        f"{what} '{name}': {hint}known are the ids of `bench list models`, globs over them and path:/dir"
+        f"{what} '{shown(name)}': {hint}known are the ids of `bench list models`, globs over them and path:/dir"
     )

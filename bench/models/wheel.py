@@ -220,7 +220,9 @@ def dequantise(gguf: Path, target: Path, config: Mapping[str, Any]) -> None:
         try:
             tensors = _read_tensors(gguf, wanted, config)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (ValueError, KeyError, IndexError, TypeError, RuntimeError, OSError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # readers and tokenizers raise whatever a bad file makes them raise
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{gguf.name} cannot be read as a LLaMA model: {reason}") from error
     wanted.architectures = ["LlamaForCausalLM"]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from pydantic.dataclasses import dataclass
 from pydantic_core import from_json
 
+from bench.results.redact import redact_facts
 from methods.errors import StoreError
 
 SCHEMA_VERSION: Final = 1
@@ -29,6 +30,8 @@ WHOLE_LIMIT: Final = 2**63
 
 _NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _TAG: Final = "$float"
+_TEXTS: Final = ("reason", "parameters", "provenance", "warnings")
+"""What may repeat what a user typed or a server said."""
 
 
 def _spell(value: float) -> str:
@@ -188,8 +191,9 @@ def _plain(value: Any, tagged: bool) -> Any:
 
 
 def encode(record: Record) -> bytes:
-    """Canonical JSON in one line, no newline; NaN and infinities as strings, tagged in free-form fields."""
+    """Canonical JSON in one line, no newline, without secrets; NaN and infinities as strings, tagged in free-form fields."""
     fields = record.model_dump()
+    fields |= {name: redact_facts(fields[name]) for name in _TEXTS}
     plain = {name: _plain(value, name in ("parameters", "provenance")) for name, value in fields.items()}
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 

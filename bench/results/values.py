@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 FOLDER = "values"
+LARGEST = 1 << 30
+"""Bytes of the largest side file that is read."""
+
 _NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 # A file swapped for a link or a pipe between look and open is neither followed nor waited for.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -68,6 +71,8 @@ def read_values(out: Path, name: str, *, links: bool = True) -> bytes:
             raise StoreError(f"{path} is no regular file: put the file itself there")
         handle = os.open(path, os.O_RDONLY | (0 if links else _NO_LINK))
         with os.fdopen(handle, "rb") as stream:
+            if os.fstat(handle).st_size > LARGEST:
+                raise StoreError(f"{path} is larger than {LARGEST >> 20} MiB: no values file of this program is")
             data = stream.read()
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: run the cell it belongs to again, with --force") from None

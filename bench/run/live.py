@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from bench.plan.cells import Cell
 from bench.plan.observer import GridObserver
 from bench.results.records import now
+from bench.results.redact import redact_command
 from methods.errors import MachineError, UserError
 from methods.stream.sink import write_json
 
@@ -54,7 +55,7 @@ def _holder(out: Path) -> str:
     try:
         holder = json.loads((out / "run.holder.json").read_text(encoding="utf-8"))
         return f"process {int(holder['pid'])} on {str(holder['host'])[:80]} since {str(holder['since'])[:19]}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "another run"
 
 
@@ -71,7 +72,7 @@ class LiveObserver:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": now(),
-            "command": list(command),
+            "command": redact_command(command),
             "cells": [],
         }
         self._current: dict[str, Any] = {}

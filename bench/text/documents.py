@@ -154,9 +154,15 @@ def _from_folder(folder: Path, dataset: str, split: str) -> Documents:
     return Documents(texts, {**origin, "file_sha256": digest, "official": official})
 
 
+LARGEST = 4 << 30
+"""Bytes of the largest local file that is read: one C4 shard is 0.8 GB."""
+
+
 @lru_cache(maxsize=4)
 def _read(path: Path, dataset: str, changed: int, size: int) -> tuple[tuple[str, ...], str]:  # noqa: ARG001
     """Documents and sha256 of a local file; time of change and size make the cache notice an edited file."""
+    if size > LARGEST:
+        raise DataUnavailable(f"{path} has {size:,} bytes; at most {LARGEST:,} are read: give a part of it")
     try:
         raw = path.read_bytes()
         text = raw.decode("utf-8")
@@ -187,7 +193,7 @@ def _parse_json(path: Path, text: str) -> tuple[str, ...]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise DataUnavailable(

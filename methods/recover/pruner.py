@@ -344,7 +344,7 @@ def _under(source: CheckpointSource, overlay: Path | None, dtype: torch.dtype) -
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Records as a leaderboard publishes them: without the folders of the machine they were measured on."""
+"""Records as a leaderboard publishes them: without secrets, and without the folders of the machine they were measured on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
 from bench.results.records import Record
+from bench.results.redact import redact, redact_facts
 
 __all__ = ["private"]
 
@@ -30,6 +31,7 @@ def private(record: Record) -> Record:
                 name: _command(value) if name == "command" else _facts(value)
                 for name, value in record.provenance.items()
             },
+            "parameters": redact_facts(record.parameters),
             "reason": _text(record.reason),
             "warnings": tuple(map(_text, record.warnings)),
             "values": record.values if record.status == "done" else "",
@@ -40,7 +42,7 @@ def private(record: Record) -> Record:
 def _command(words: Any) -> Any:
     if not isinstance(words, list):
         return _facts(words)
-    return [_word(word) if isinstance(word, str) else word for word in words]
+    return [_word(word) if isinstance(word, str) else word for word in redact_facts(words)]
 
 
 def _word(word: str) -> str:
@@ -71,7 +73,7 @@ def _last(value: str) -> str:
 
 
 def _text(text: str) -> str:
-    return _IN_TEXT.sub(lambda found: found[1] or "/", text)
+    return _IN_TEXT.sub(lambda found: found[1] or "/", redact(text))
 
 
 def _facts(value: Any) -> Any:

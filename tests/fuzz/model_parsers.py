@@ -17,11 +17,12 @@ from safetensors.torch import save
 from tiny_models import CONFIGS, tiny
 
 from bench.models import lockfile, wheel
-from bench.models.load import PACKAGED, Checkpoint, tokenizer
+from bench.models.load import Checkpoint, tokenizer
 from bench.models.path import open_directory, read_config
 from bench.models.weights import check_tensors, shard_names
 from bench.text.tokens import _stored
 from methods.families import family_of
+from methods.interface import BlockSource
 from methods.sensitivity import files as sensitivities
 from methods.stream.source import CheckpointSource
 from methods.stream.tensor_files import TensorFiles
@@ -44,8 +45,7 @@ def model(data: bytes) -> None:
                 os.environ["BENCH_LOCK"] = str(path)
                 lockfile.folder("facebook/opt-125m")
             else:
-                source = tiny("llama")[1]
-                sensitivities.load(path, source)
+                sensitivities.load(path, _source())
 
 
 def tensors(data: bytes) -> None:
@@ -91,8 +91,7 @@ def tokenizers(data: bytes) -> None:
 
 def gguf(data: bytes) -> None:
     """A GGUF file as the wheel holds one, read as a model of two blocks."""
-    given, expected = _gguf()
-    del given
+    _, expected = _gguf()
     with scratch() as folder:
         path = folder / "weights.gguf"
         path.write_bytes(data)
@@ -116,6 +115,11 @@ def wheels(data: bytes) -> None:
 
 
 @cache
+def _source() -> BlockSource:
+    return tiny("llama")[1]
+
+
+@cache
 def _gguf() -> tuple[bytes, dict[str, object]]:
     """A small GGUF file and what its config must be."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
@@ -133,7 +137,7 @@ def model_seeds() -> list[bytes]:
     rope = {"model_type": "llama", **CONFIGS["llama"], "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}
     key = {"model": "m", "dtype": "float32", "estimator": "isc", "probes": 1, "windows": 1, "length": 8, "text": "t", "seed": 0}
-    source = tiny("llama")[1]
+    source = _source()
     matrices = [
         {"block": index, "name": matrix.name, "weights": matrix.size, "mean": 1.0, "standard_error": 0.0, "probes": [1.0]}
         for index in range(source.shape.blocks)
@@ -190,6 +194,3 @@ def wheels_seeds() -> list[bytes]:
             archive.writestr("m/__init__.py", b"")
         found.append(made.getvalue())
     return found
-
-
-__all__ = ["PACKAGED", "gguf", "model", "tensors", "tokenizers", "wheels"]
