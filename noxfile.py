@@ -164,13 +164,39 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Ask for known vulnerabilities of the pinned packages, and write the bill of materials to runs/sbom.json; needs the network."""
+    """Write the bill of materials (CycloneDX) to runs/sbom.json and ask for known vulnerabilities of what is installed.
+
+    Needs the network. The tools have environments of their own, so that what they need is not taken for ours.
+    """
     session.install("-q", *PINS, ".")
-    packages = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
-    session.install("-q", "--upgrade", *PINS, "pip-audit", "cyclonedx-bom")
+    tools = {}
+    for tool in ("cyclonedx-bom>=7.5", "pip-audit>=2.10"):
+        tools[tool[:3]] = folder = Path(session.create_tmp()).resolve() / tool[:3]
+        session.run("python", "-m", "venv", str(folder))
+        session.run(str(folder / "bin" / "pip"), "install", "-q", tool, external=True)
     Path("runs").mkdir(exist_ok=True)
-    session.run("cyclonedx-py", "environment", "--of", "JSON", "--output-reproducible", "-o", "runs/sbom.json", "--pyproject", "pyproject.toml")
-    session.run("pip-audit", "--skip-editable", "--path", str(packages).strip(), *session.posargs)
+    python = Path(session.bin) / "python"
+    bom = (
+        "environment",
+        "--of",
+        "JSON",
+        "--output-reproducible",
+        "--pyproject",
+        "pyproject.toml",
+        "-o",
+        "runs/sbom.json",
+    )
+    session.run(str(tools["cyc"] / "bin" / "cyclonedx-py"), *bom, str(python), external=True)
+    packages = session.run(
+        "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True
+    )
+    session.run(
+        str(tools["pip"] / "bin" / "pip-audit"),
+        "--path",
+        str(packages).strip(),
+        *session.posargs,
+        external=True,
+    )
 
 
 @nox.session

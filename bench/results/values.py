@@ -72,7 +72,9 @@ def read_values(out: Path, name: str, *, links: bool = True) -> bytes:
         handle = os.open(path, os.O_RDONLY | (0 if links else _NO_LINK))
         with os.fdopen(handle, "rb") as stream:
             if os.fstat(handle).st_size > LARGEST:
-                raise StoreError(f"{path} is larger than {LARGEST >> 20} MiB: no values file of this program is")
+                raise StoreError(
+                    f"{path} is larger than {LARGEST >> 20} MiB: no values file of this program is"
+                )
             data = stream.read()
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: run the cell it belongs to again, with --force") from None

@@ -35,7 +35,10 @@ def main() -> int:
     findings = []
     for name in given.only or PARSERS:
         found = _hunt(name, given.work / name, round(given.minutes * 60))
-        print(f"{name}: {found['runs']} inputs in {found['seconds']} s, {found['findings'] or 'no finding'}", flush=True)
+        print(
+            f"{name}: {found['runs']} inputs in {found['seconds']} s, {found['findings'] or 'no finding'}",
+            flush=True,
+        )
         findings += found["findings"]
     return 1 if findings else 0
 
@@ -46,7 +49,9 @@ def _hunt(name: str, work: Path, seconds: int) -> dict[str, object]:
     before = _findings(work)
     began = time.monotonic()
     with (work / "hunt.log").open("wb") as log:
-        code = subprocess.run([*command, "--seconds", str(seconds)], stdout=log, stderr=log, check=False).returncode
+        code = subprocess.run(
+            [*command, "--seconds", str(seconds)], stdout=log, stderr=log, check=False
+        ).returncode
         took = time.monotonic() - began
         subprocess.run([*command, "--keep"], stdout=log, stderr=log, check=False)
     said = (work / "hunt.log").read_text(encoding="utf-8", errors="replace")

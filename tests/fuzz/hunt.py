@@ -18,14 +18,42 @@ from types import FrameType
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "BENCH_CACHE": "/nonexistent"}
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "BENCH_CACHE": "/nonexistent",
+}
 
 from fuzz.parsers import CORPUS, PARSERS  # noqa: E402
 
 _TOKENS = (
-    r'"{"', r'"}"', r'"["', r'"]"', r'"null"', r'"true"', r'"-1"', r'"1e999"', r'"NaN"', r'"9223372036854775808"',
-    r'"\"data_offsets\""', r'"\"shape\""', r'"\"dtype\""', r'"../"', r'"\x00"', r'"\\ud800"', r'"!!python/"', r'"&a"', r'"*a"',
-    r'"<fuzz>"', r'"=1+1"', r'"PK\x03\x04"', r'"PK\x05\x06"', r'"PK\x01\x02"', r'"GGUF"', r'"\xff\xff\xff\xff\xff\xff\xff\x7f"',
+    r'"{"',
+    r'"}"',
+    r'"["',
+    r'"]"',
+    r'"null"',
+    r'"true"',
+    r'"-1"',
+    r'"1e999"',
+    r'"NaN"',
+    r'"9223372036854775808"',
+    r'"\"data_offsets\""',
+    r'"\"shape\""',
+    r'"\"dtype\""',
+    r'"../"',
+    r'"\x00"',
+    r'"\\ud800"',
+    r'"!!python/"',
+    r'"&a"',
+    r'"*a"',
+    r'"<fuzz>"',
+    r'"=1+1"',
+    r'"PK\x03\x04"',
+    r'"PK\x05\x06"',
+    r'"PK\x01\x02"',
+    r'"GGUF"',
+    r'"\xff\xff\xff\xff\xff\xff\xff\x7f"',
 )
 PACKAGES = ("bench", "methods", "reports", "fuzz", "yaml", "zipfile", "json", "gguf", "csv")
 LARGEST_KEPT, MOST_KEPT = 4096, 48
@@ -47,7 +75,11 @@ def keep(name: str, found: Path) -> None:
     inputs = sorted((path.read_bytes() for path in found.iterdir()), key=lambda data: (len(data), data))
     began = time.monotonic()
     for data in inputs:
-        if len(data) > LARGEST_KEPT or len(list(kept.iterdir())) >= MOST_KEPT or time.monotonic() - began > 120:
+        if (
+            len(data) > LARGEST_KEPT
+            or len(list(kept.iterdir())) >= MOST_KEPT
+            or time.monotonic() - began > 120
+        ):
             break
         lines = _lines(feed, data)
         if lines - reached:
@@ -99,8 +131,18 @@ def main() -> None:
         shutil.copytree(CORPUS / parser.name, corpus, dirs_exist_ok=True)
     tokens = given.work / "tokens"
     tokens.write_text("\n".join(_TOKENS) + "\n", encoding="utf-8")
-    options = [f"-artifact_prefix={given.work}/", f"-dict={tokens}", f"-max_len={parser.longest}", "-print_final_stats=1", "-len_control=20"]
-    options += [f"-rss_limit_mb={MEMORY_MB}", f"-timeout={SECONDS_AN_INPUT}", f"-max_total_time={given.seconds}"]
+    options = [
+        f"-artifact_prefix={given.work}/",
+        f"-dict={tokens}",
+        f"-max_len={parser.longest}",
+        "-print_final_stats=1",
+        "-len_control=20",
+    ]
+    options += [
+        f"-rss_limit_mb={MEMORY_MB}",
+        f"-timeout={SECONDS_AN_INPUT}",
+        f"-max_total_time={given.seconds}",
+    ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], feed)
     atheris.Fuzz()
 

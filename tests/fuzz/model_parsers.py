@@ -53,7 +53,9 @@ def tensors(data: bytes) -> None:
     kind, body = split(data, 6)
     if kind in (1, 4):
         body = len(body).to_bytes(8, "little") + body + bytes(256)
-    name = {2: "model.safetensors.index.json", 3: "bitmap.safetensors", 4: "bitmap.safetensors"}.get(kind, "model.safetensors")
+    name = {2: "model.safetensors.index.json", 3: "bitmap.safetensors", 4: "bitmap.safetensors"}.get(
+        kind, "model.safetensors"
+    )
     with scratch() as folder:
         (folder / "config.json").write_text(json.dumps(CONFIGS["llama"] | {"model_type": "llama"}))
         (folder / name).write_bytes(body)
@@ -134,18 +136,53 @@ def model_seeds() -> list[bytes]:
     """The families' configs, a lock file, sensitivities."""
     lock = {"format": 1, "models": {"facebook/opt-125m": {"revision": "0" * 40, "files": {}}}}
     configs = [b"0" + json.dumps({"model_type": name, **config}).encode() for name, config in CONFIGS.items()]
-    rope = {"model_type": "llama", **CONFIGS["llama"], "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
-            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}
-    key = {"model": "m", "dtype": "float32", "estimator": "isc", "probes": 1, "windows": 1, "length": 8, "text": "t", "seed": 0}
+    rope = {
+        "model_type": "llama",
+        **CONFIGS["llama"],
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    }
+    key = {
+        "model": "m",
+        "dtype": "float32",
+        "estimator": "isc",
+        "probes": 1,
+        "windows": 1,
+        "length": 8,
+        "text": "t",
+        "seed": 0,
+    }
     source = _source()
     matrices = [
-        {"block": index, "name": matrix.name, "weights": matrix.size, "mean": 1.0, "standard_error": 0.0, "probes": [1.0]}
+        {
+            "block": index,
+            "name": matrix.name,
+            "weights": matrix.size,
+            "mean": 1.0,
+            "standard_error": 0.0,
+            "probes": [1.0],
+        }
         for index in range(source.shape.blocks)
         for matrix in source.family.matrices(source.shape)
     ]
-    kept = {"format": "prune-bench sensitivities", "version": 1, "key": key | {"estimator": next(iter(sensitivities.ESTIMATORS))},
-            "seconds": 1.0, "matrices": matrices}
-    return [*configs, b"0" + json.dumps(rope).encode(), b"1" + json.dumps(lock).encode(), b"2" + json.dumps(kept).encode()]
+    kept = {
+        "format": "prune-bench sensitivities",
+        "version": 1,
+        "key": key | {"estimator": next(iter(sensitivities.ESTIMATORS))},
+        "seconds": 1.0,
+        "matrices": matrices,
+    }
+    return [
+        *configs,
+        b"0" + json.dumps(rope).encode(),
+        b"1" + json.dumps(lock).encode(),
+        b"2" + json.dumps(kept).encode(),
+    ]
 
 
 def tensors_seeds() -> list[bytes]:
@@ -159,23 +196,62 @@ def tensors_seeds() -> list[bytes]:
     whole = save({"lm_head.weight": torch.ones(2, 3), "b": torch.zeros(0, dtype=torch.bfloat16)})
     index = {"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
     length = int.from_bytes(bitmap[:8], "little")
-    return [b"0" + whole, b"1" + whole[8 : 8 + int.from_bytes(whole[:8], "little")], b"2" + json.dumps(index).encode(),
-            b"2" + json.dumps({"weight_map": {"a": "../x.safetensors", "b": "/etc/x.safetensors"}}).encode(),
-            b"3" + bitmap, b"4" + bitmap[8 : 8 + length], b"5" + save({"ids": torch.zeros(3, dtype=torch.int32)}, {"sha256": "0"})]
+    return [
+        b"0" + whole,
+        b"1" + whole[8 : 8 + int.from_bytes(whole[:8], "little")],
+        b"2" + json.dumps(index).encode(),
+        b"2" + json.dumps({"weight_map": {"a": "../x.safetensors", "b": "/etc/x.safetensors"}}).encode(),
+        b"3" + bitmap,
+        b"4" + bitmap[8 : 8 + length],
+        b"5" + save({"ids": torch.zeros(3, dtype=torch.int32)}, {"sha256": "0"}),
+    ]
 
 
 def tokenizers_seeds() -> list[bytes]:
     """A small byte-pair tokenizer, alone and with its config."""
     small = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [
-            {"id": 0, "content": "<unk>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}],
-        "normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "vocab": {"<unk>": 0, "i": 1, "n": 2, "in": 3}, "merges": [["i", "n"]]}}
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": 0,
+                "content": "<unk>",
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {"<unk>": 0, "i": 1, "n": 2, "in": 3},
+            "merges": [["i", "n"]],
+        },
+    }
     body = json.dumps(small).encode()
     config = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}).encode()
-    return [body, body + b"\0" + config, b"{}\0" + json.dumps({"auto_map": {"AutoTokenizer": ["x.py", None]}}).encode()]
+    return [
+        body,
+        body + b"\0" + config,
+        b"{}\0" + json.dumps({"auto_map": {"AutoTokenizer": ["x.py", None]}}).encode(),
+    ]
 
 
 def gguf_seeds() -> list[bytes]:

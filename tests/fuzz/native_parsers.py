@@ -58,7 +58,9 @@ def packed(data: bytes) -> None:
     bits = torch.from_numpy(given.fill(rows * words * 8).copy().view(np.int64)).reshape(rows, words)
     if columns % 64 and odd != 1:
         bits[:, -1:] &= (1 << columns % 64) - 1
-    counts = torch.tensor([sum((int(word) & (1 << 64) - 1).bit_count() for word in row) for row in bits], dtype=torch.int64)
+    counts = torch.tensor(
+        [sum((int(word) & (1 << 64) - 1).bit_count() for word in row) for row in bits], dtype=torch.int64
+    )
     nonzeros = int(counts.sum()) + (given.of((-1, 1, 1000)) if odd == 2 else 0)
     values = torch.from_numpy(given.fill(max(0, nonzeros) * 4).copy().view(np.float32)).to(dtype)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
@@ -101,7 +103,11 @@ class _Buffers:
         room = np.full(size + 4 * _GUARD, _CANARY, np.uint8)
         start = -room.ctypes.data % 64 + _GUARD
         inner = room[start : start + size]
-        inner[:] = self._given.fill(size) if hostile else np.resize(np.array([0.5, 1.0], np.float32).view(np.uint8), size)
+        inner[:] = (
+            self._given.fill(size)
+            if hostile
+            else np.resize(np.array([0.5, 1.0], np.float32).view(np.uint8), size)
+        )
         self._kept += [room, np.array([start, size])]
         return room.ctypes.data + start
 
@@ -126,7 +132,9 @@ def abi(data: bytes) -> None:
     function = getattr(library.handle, f"prune_bench_cpu_{name}")
     this = None if given.below(64) == 63 else ctypes.byref(params)
     if name == "bitmap_validate":
-        status = function(given.of((_native.ABI, _native.ABI, 0, -1)), this, given.of((ctypes.byref(code),) * 7 + (None,)))
+        status = function(
+            given.of((_native.ABI, _native.ABI, 0, -1)), this, given.of((ctypes.byref(code),) * 7 + (None,))
+        )
     else:
         status = function(this)
     if not 0 <= status <= _LAST_STATUS or not library.handle.prune_bench_message(status):
@@ -142,7 +150,11 @@ def _spoil(params: ctypes.Structure, given: _Bytes, free: frozenset[str]) -> Non
     if isinstance(value, ctypes.Structure):
         _spoil(value, given, free)
     elif kind is ctypes.c_void_p:
-        setattr(params, name, given.of((None, None if value is None else value + 1, None if value is None else value + 2)))
+        setattr(
+            params,
+            name,
+            given.of((None, None if value is None else value + 1, None if value is None else value + 2)),
+        )
     elif kind is ctypes.c_int32:
         setattr(params, name, given.of(_INT32))
     elif kind is ctypes.c_int64:
@@ -184,9 +196,15 @@ def _matmul(given: _Bytes, buffers: _Buffers) -> tuple[str, ctypes.Structure, fr
     return (
         "bitmap_matmul",
         _structs.BitmapMatmulParams(
-            abi=_native.ABI, threads=given.below(3), weight=_bitmap(given, buffers, rows, columns), tokens=tokens,
-            x=buffers.pointer(tokens * columns), x_row_stride=columns, bias=given.of((None, buffers.pointer(rows))),
-            y=buffers.pointer(tokens * rows), y_row_stride=rows,
+            abi=_native.ABI,
+            threads=given.below(3),
+            weight=_bitmap(given, buffers, rows, columns),
+            tokens=tokens,
+            x=buffers.pointer(tokens * columns),
+            x_row_stride=columns,
+            bias=given.of((None, buffers.pointer(rows))),
+            y=buffers.pointer(tokens * rows),
+            y_row_stride=rows,
         ),
         frozenset(),
     )
@@ -198,11 +216,20 @@ def _dense(given: _Bytes, buffers: _Buffers) -> tuple[str, ctypes.Structure, fro
     return (
         "dense_matmul",
         _structs.DenseMatmulParams(
-            abi=_native.ABI, threads=given.below(3), dtype=dtype, rows=rows, columns=columns,
-            weight=buffers.pointer(rows * columns), weight_row_stride=columns,
-            scales=buffers.pointer(rows) if dtype == 3 else None, tokens=tokens,
-            x=buffers.pointer(tokens * columns), x_row_stride=columns, bias=given.of((None, buffers.pointer(rows))),
-            y=buffers.pointer(tokens * rows), y_row_stride=rows,
+            abi=_native.ABI,
+            threads=given.below(3),
+            dtype=dtype,
+            rows=rows,
+            columns=columns,
+            weight=buffers.pointer(rows * columns),
+            weight_row_stride=columns,
+            scales=buffers.pointer(rows) if dtype == 3 else None,
+            tokens=tokens,
+            x=buffers.pointer(tokens * columns),
+            x_row_stride=columns,
+            bias=given.of((None, buffers.pointer(rows))),
+            y=buffers.pointer(tokens * rows),
+            y_row_stride=rows,
         ),
         frozenset(),
     )
@@ -214,11 +241,20 @@ def _packing(given: _Bytes, buffers: _Buffers, name: str) -> tuple[str, ctypes.S
     return (
         name,
         _structs.BitmapPackParams(
-            abi=_native.ABI, threads=given.below(3), itemsize=given.of((1, 2, 4)), rows=rows, columns=columns,
-            weight=buffers.pointer(rows * columns), weight_row_stride=columns, weight_column_stride=1,
-            mask=given.of((None, buffers.pointer(rows * columns))), mask_row_stride=columns, mask_column_stride=1,
+            abi=_native.ABI,
+            threads=given.below(3),
+            itemsize=given.of((1, 2, 4)),
+            rows=rows,
+            columns=columns,
+            weight=buffers.pointer(rows * columns),
+            weight_row_stride=columns,
+            weight_column_stride=1,
+            mask=given.of((None, buffers.pointer(rows * columns))),
+            mask_row_stride=columns,
+            mask_column_stride=1,
             bitmap=buffers.pointer(rows * -(-columns // 64), hostile=hostile),
-            offsets=buffers.pointer(rows + 1, hostile=hostile), nonzeros=given.below(rows * columns + 1),
+            offsets=buffers.pointer(rows + 1, hostile=hostile),
+            nonzeros=given.below(rows * columns + 1),
             values=buffers.pointer(rows * columns),
         ),
         frozenset({"weight_row_stride", "weight_column_stride", "mask_row_stride", "mask_column_stride"}),
@@ -246,12 +282,29 @@ def _sweep(given: _Bytes, buffers: _Buffers) -> tuple[str, ctypes.Structure, fro
     group = given.of((0, 4, 2)) if columns % 4 == 0 else 0
     levels = given.of((0, 16))
     params = _structs.ObsSweepParams(
-        abi=_native.ABI, threads=given.below(3), keep=given.below(group + 1), group=group, levels=levels,
-        rows=rows, columns=columns, weight=buffers.pointer(size), weight_row_stride=columns, weight_column_stride=1,
-        factor=buffers.pointer(columns * columns), factor_row_stride=columns, factor_column_stride=1,
-        mask=None if group else given.of((None, buffers.pointer(size))), mask_row_stride=columns, mask_column_stride=1,
-        divisor=given.of((None, buffers.pointer(columns))), scale=buffers.pointer(rows), zero=buffers.pointer(rows),
-        values=buffers.pointer(size), errors=buffers.pointer(size), removed=buffers.pointer(size), loss=buffers.pointer(rows),
+        abi=_native.ABI,
+        threads=given.below(3),
+        keep=given.below(group + 1),
+        group=group,
+        levels=levels,
+        rows=rows,
+        columns=columns,
+        weight=buffers.pointer(size),
+        weight_row_stride=columns,
+        weight_column_stride=1,
+        factor=buffers.pointer(columns * columns),
+        factor_row_stride=columns,
+        factor_column_stride=1,
+        mask=None if group else given.of((None, buffers.pointer(size))),
+        mask_row_stride=columns,
+        mask_column_stride=1,
+        divisor=given.of((None, buffers.pointer(columns))),
+        scale=buffers.pointer(rows),
+        zero=buffers.pointer(rows),
+        values=buffers.pointer(size),
+        errors=buffers.pointer(size),
+        removed=buffers.pointer(size),
+        loss=buffers.pointer(rows),
     )
     strides = {f"{part}_{way}_stride" for part in ("weight", "factor", "mask") for way in ("row", "column")}
     return "obs_sweep", params, frozenset(strides)
@@ -262,8 +315,16 @@ def _norm(given: _Bytes, buffers: _Buffers) -> tuple[str, ctypes.Structure, froz
     return (
         "add_norm",
         _structs.AddNormParams(
-            abi=_native.ABI, centred=given.below(2), eps=1e-5, width=width, divisor=width, hidden=buffers.pointer(width),
-            update=buffers.pointer(width), weight=buffers.pointer(width), bias=buffers.pointer(width), out=buffers.pointer(width),
+            abi=_native.ABI,
+            centred=given.below(2),
+            eps=1e-5,
+            width=width,
+            divisor=width,
+            hidden=buffers.pointer(width),
+            update=buffers.pointer(width),
+            weight=buffers.pointer(width),
+            bias=buffers.pointer(width),
+            out=buffers.pointer(width),
         ),
         frozenset(),
     )
@@ -283,11 +344,25 @@ def _attend(given: _Bytes, buffers: _Buffers) -> tuple[str, ctypes.Structure, fr
     return (
         "attend",
         _structs.AttendParams(
-            abi=_native.ABI, threads=given.below(3), dtype=given.below(3), heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-            capacity=capacity, place=place, query=buffers.pointer(heads * head_dim), key=buffers.pointer(kv_heads * head_dim),
-            value=buffers.pointer(kv_heads * head_dim), query_stride=head_dim, key_stride=head_dim, value_stride=head_dim,
-            keys=buffers.pointer(cache), values=buffers.pointer(cache), scale=0.5,
-            scratch=buffers.pointer(heads * (head_dim + capacity)), out=buffers.pointer(heads * head_dim),
+            abi=_native.ABI,
+            threads=given.below(3),
+            dtype=given.below(3),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            capacity=capacity,
+            place=place,
+            query=buffers.pointer(heads * head_dim),
+            key=buffers.pointer(kv_heads * head_dim),
+            value=buffers.pointer(kv_heads * head_dim),
+            query_stride=head_dim,
+            key_stride=head_dim,
+            value_stride=head_dim,
+            keys=buffers.pointer(cache),
+            values=buffers.pointer(cache),
+            scale=0.5,
+            scratch=buffers.pointer(heads * (head_dim + capacity)),
+            out=buffers.pointer(heads * head_dim),
         ),
         frozenset(),
     )
@@ -298,7 +373,11 @@ def _activate(given: _Bytes, buffers: _Buffers) -> tuple[str, ctypes.Structure, 
     return (
         "activate",
         _structs.ActivateParams(
-            abi=_native.ABI, kind=given.below(4), gated=given.below(2), width=width, in_=buffers.pointer(2 * width),
+            abi=_native.ABI,
+            kind=given.below(4),
+            gated=given.below(2),
+            width=width,
+            in_=buffers.pointer(2 * width),
             out=buffers.pointer(width),
         ),
         frozenset(),
@@ -321,11 +400,18 @@ _FUNCTIONS = (
 
 def packed_seeds() -> list[bytes]:
     """Every dtype and group."""
-    return [bytes([3, 70, 2, dtype, group, 2, odd]) + bytes(range(1, 90)) for dtype in range(4) for group in (0, 2) for odd in range(7)]
+    return [
+        bytes([3, 70, 2, dtype, group, 2, odd]) + bytes(range(1, 90))
+        for dtype in range(4)
+        for group in (0, 2)
+        for odd in range(7)
+    ]
 
 
 def abi_seeds() -> list[bytes]:
     """Every function, sound and spoilt."""
-    return [bytes([function, 3, 68, 2, 1]) + bytes([seed] * 12) + bytes(range(48)) for function in range(10) for seed in (0, 3, 77)]
-
-
+    return [
+        bytes([function, 3, 68, 2, 1]) + bytes([seed] * 12) + bytes(range(48))
+        for function in range(10)
+        for seed in (0, 3, 77)
+    ]

@@ -168,7 +168,12 @@ def values_seeds() -> list[bytes]:
 
     whole = save({"nll": np.zeros((2, 3)), "flag": np.ones(4, bool), "half": np.zeros(0, np.float16)})
     header = {"a": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}, "__metadata__": {"k": "v"}}
-    return [b"0" + whole, b"1" + json.dumps(header).encode(), b"2" + b"0" * 64 + b".safetensors", b"2../../etc/passwd"]
+    return [
+        b"0" + whole,
+        b"1" + json.dumps(header).encode(),
+        b"2" + b"0" * 64 + b".safetensors",
+        b"2../../etc/passwd",
+    ]
 
 
 def submission_seeds() -> list[bytes]:
@@ -178,10 +183,20 @@ def submission_seeds() -> list[bytes]:
     import numpy as np
 
     side = save({"nll": np.full((4,), 3.0)})
-    known = {"commit": "abc1234", "environment": {"processor": "p", "versions": {"torch": "2"}},
-             "model": {"revision": "r", "files": {"a": "b"}}, "text": {"sha256": "t"}}
-    whole = [entry.model_copy(update={"provenance": known}) for m in ("dense", "sparsegpt") for entry in cell("nano-opt", m, "0%" if m == "dense" else "50%")]
+    known = {
+        "commit": "abc1234",
+        "environment": {"processor": "p", "versions": {"torch": "2"}},
+        "model": {"revision": "r", "files": {"a": "b"}},
+        "text": {"sha256": "t"},
+    }
+    whole = [
+        entry.model_copy(update={"provenance": known})
+        for m in ("dense", "sparsegpt")
+        for entry in cell("nano-opt", m, "0%" if m == "dense" else "50%")
+    ]
     lines = [encode(entry).replace(b'"values":""', b'"values":"@"') for entry in whole]
-    acting = [encode(entry) for text in HOSTILE[:3] for entry in cell(text, text, "50%", warnings=(text, "<fuzz>"))]
+    acting = [
+        encode(entry) for text in HOSTILE[:3] for entry in cell(text, text, "50%", warnings=(text, "<fuzz>"))
+    ]
     failed = [encode(record(status="failed", reason="=<fuzz>", model="<fuzz"))]
     return [b"\n".join(lines) + b"\0" + side, b"\n".join(lines[:2]), b"\n".join(acting), b"\n".join(failed)]

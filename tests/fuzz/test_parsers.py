@@ -99,7 +99,9 @@ def test_values_of_other_types_in_every_json_file(data: st.DataObject) -> None:
     """Random bytes seldom parse: here the JSON is whole, and single values are of other types or sizes."""
     import json
 
-    name, at = data.draw(st.sampled_from([("model", n) for n in range(6)] + [("store", 2), ("store", 6), ("store", 7)]))
+    name, at = data.draw(
+        st.sampled_from([("model", n) for n in range(6)] + [("store", 2), ("store", 6), ("store", 7)])
+    )
     seed = PARSERS[name].seeds[at]
     whole = json.loads(seed[1:])
     text = json.dumps(data.draw(objects(whole)))
@@ -107,7 +109,10 @@ def test_values_of_other_types_in_every_json_file(data: st.DataObject) -> None:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(kind=st.integers(0, 12), text=st.text(alphabet=st.sampled_from("0123456789.:%@+-=,|*/abeginorstwx \n\0é"), max_size=40))
+@given(
+    kind=st.integers(0, 12),
+    text=st.text(alphabet=st.sampled_from("0123456789.:%@+-=,|*/abeginorstwx \n\0é"), max_size=40),
+)
 def test_what_is_typed_is_read_or_refused(kind: int, text: str) -> None:
     PARSERS["words"].feed(bytes([48 + kind]) + text.encode())
 

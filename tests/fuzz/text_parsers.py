@@ -129,8 +129,21 @@ def config_seeds() -> list[bytes]:
 def words_seeds() -> list[bytes]:
     """One of every kind."""
     kinds = "0123456789:;<"
-    said = ("wanda@owl+dsnot", "slice25.5%+4bit", "4xlora", "blocks=0-3|8,only=q_proj|k_proj,invert", "62.5%", "1.5GiB",
-            "0,1,2", "sparsegpt.percdamp=0.1", "2:4", "opt-*,nano-opt", "kjv/validation", "0.25", "sparsegpt@mixed")
+    said = (
+        "wanda@owl+dsnot",
+        "slice25.5%+4bit",
+        "4xlora",
+        "blocks=0-3|8,only=q_proj|k_proj,invert",
+        "62.5%",
+        "1.5GiB",
+        "0,1,2",
+        "sparsegpt.percdamp=0.1",
+        "2:4",
+        "opt-*,nano-opt",
+        "kjv/validation",
+        "0.25",
+        "sparsegpt@mixed",
+    )
     return [(kind + text).encode() for kind, text in zip(kinds, said, strict=True)]
 
 
@@ -142,4 +155,8 @@ def published_seeds() -> list[bytes]:
 
 def texts_seeds() -> list[bytes]:
     """A few lines each."""
-    return [b"0 = A =\n\n text <unk> \n", b"1 no it was n't \r\n", b'2{"text": "a"}\n{"text": "\\ud800", "url": 1}\n']
+    return [
+        b"0 = A =\n\n text <unk> \n",
+        b"1 no it was n't \r\n",
+        b'2{"text": "a"}\n{"text": "\\ud800", "url": 1}\n',
+    ]
