@@ -119,7 +119,8 @@ def main() -> None:
     # The finder of an editable install has a loader of its own, which hides the code from the instrumentation.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
     if given.keep:
-        return keep(given.parser, corpus)
+        keep(given.parser, corpus)
+        return
     import atheris
 
     with atheris.instrument_imports(include=list(PACKAGES)):

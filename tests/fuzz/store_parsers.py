@@ -178,9 +178,9 @@ def values_seeds() -> list[bytes]:
 
 def submission_seeds() -> list[bytes]:
     """A whole submission, one of hostile texts, one of failures."""
+    import numpy as np
     from hostile_records import HOSTILE
     from safetensors.numpy import save
-    import numpy as np
 
     side = save({"nll": np.full((4,), 3.0)})
     known = {

@@ -17,7 +17,8 @@ CHANGES = 40
 """Changed inputs of each parser."""
 SLOW = {"gguf": 4, "submission": 8, "tokenizer": 12}
 PIECES = (
-    b"{", b"}", b"[", b"]", b'"', b"null", b"-1", b"1e999", b"NaN", b"\x00", b"\xff" * 8, b"../", b"<fuzz>", b"=1+1", b"!!python/",
+    b"{", b"}", b"[", b"]", b'"', b"null", b"-1", b"1e999", b"NaN", b"\x00", b"\xff" * 8, b"../", b"<fuzz>", b"=1+1",
+    b"!!python/",
     b"&a *a", b"9223372036854775808", b"\\ud800", b"\xe2\x80\xae", b"\n", b",", b":", b"PK\x05\x06", b'"a":' * 200, b"[" * 2000,
 )  # fmt: skip
 

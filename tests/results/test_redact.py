@@ -76,10 +76,9 @@ def test_nothing_that_is_kept_or_published_holds_one(
         store.append(record(status="failed", **spoilt))
     assert SECRET not in json.dumps(private(record(**spoilt)).model_dump(), default=str)
     session = Session(("run", f"--x=https://u:{SECRET}@h/"), tmp_path)
-    try:
+    with pytest.raises(LookupError) as caught:
         raise LookupError(f"Authorization: Bearer {SECRET}")
-    except LookupError as error:
-        assert explain(error, session) == 1
+    assert explain(caught.value, session) == 1
     assert SECRET not in capsys.readouterr().err
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name.startswith("traceback-") for path in kept)
