@@ -37,11 +37,7 @@ BYTES_PER_SECOND = 10e6
 def run(directory: Path, names: Sequence[str], model: str) -> None:
     """Convert in a subprocess that holds no tokens. Raises CheckpointError with its one line."""
     root = str(Path(__file__).parents[2])
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not secret_name(name) and not name.endswith("TOKEN_FILE")
-    }
+    env = {name: value for name, value in os.environ.items() if not secret_name(name)}
     env |= {"PYTHONPATH": os.pathsep.join((root, env.get("PYTHONPATH", ""))), "OMP_NUM_THREADS": "1"}
     seconds = BASE_SECONDS + sum((directory / name).stat().st_size for name in names) / BYTES_PER_SECOND
     command = [sys.executable, "-m", "bench.models.convert", str(directory), *names]

@@ -21,6 +21,8 @@ _SHORTEST: Final = 8
 _NAME: Final = re.compile(
     r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|AUTHORIZATION", re.IGNORECASE
 )
+_PLACES: Final = ("_FILE", "_PATH", "_DIR")
+"""Endings of variables that name where a secret lies, and hold none."""
 _HARMLESS: Final = {"TOKENIZERS_PARALLELISM"}
 _OPTION: Final = re.compile(r"--?(?:[\w-]+-)?(?:token|secret|password|api-?key|access-?key)", re.IGNORECASE)
 _SHAPES: Final = re.compile(
@@ -50,7 +52,7 @@ _BEHIND: Final = (
 
 
 def secret_name(name: str) -> bool:
-    """Whether an environment variable of that name holds a secret."""
+    """Whether an environment variable of that name holds a secret, or where one lies."""
     return (
         bool(_NAME.search(name)) and name not in _HARMLESS and not name.endswith(("_FILE", "_PATH", "_DIR"))
     )
@@ -63,7 +65,11 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
 
 def _values(environ: Mapping[str, str]) -> list[str]:
     """Values of the variables that are named like secrets, longest first."""
-    found = {value for name, value in environ.items() if len(value) >= _SHORTEST and secret_name(name)}
+    found = {
+        value
+        for name, value in environ.items()
+        if len(value) >= _SHORTEST and secret_name(name) and not name.endswith(_PLACES)
+    }
     return sorted((value for value in found if not value.isdigit()), key=len, reverse=True)
 
 
