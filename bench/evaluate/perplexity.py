@@ -133,8 +133,7 @@ def score(
     """Score windows [windows, length] int64 under ``source``.
 
     With ``dense``, ``dense_states`` (made by an earlier call on the dense model) gives divergence and flips;
-    without, this is the dense model, whose states are kept there. One block is in memory at a time (with
-    ``run.prefetch`` the next one's copy beside it), hidden states within the budget of ``run`` or on disk under its
+    without, this is the dense model, whose states are kept there. One block is in memory at a time, hidden states within the budget of ``run`` or on disk under its
     ``work``, and never more than a slice of the vocabulary's logits. Raises
     CheckpointError, MachineError.
     """

@@ -17,27 +17,29 @@ __all__ = ["BlocksAhead"]
 _PIECE: Final = 4 << 20
 """Weights looked at at once: bounds what the check for NaN and infinity takes."""
 
+_Read = Future[tuple[Block, Block | None]]
+"""A block as stored, and its copy in the compute dtype where that is made ahead."""
+
 
 class BlocksAhead:
     """Hands out blocks ``first`` to the last, each as ``source.block`` and ``source.raw_block`` give it.
 
-    While one block is worked on, a thread of its own maps and reads the next one's pages from disk and, with
-    ``convert``, makes its copy in the compute dtype: one more block of memory, on the host (page-locked where the
-    device is a GPU, so that the GPU holds one block and not two). Without, nothing is held beyond mapped pages,
-    which the system may drop. ``check``: refuse a checkpoint with NaN or infinity. The values are the same either way.
-    Use as a context manager: leaving it waits for the thread.
+    While one block is worked on, a thread of its own maps and reads the next one's pages from disk. They are the
+    system's, which may drop them again: nothing anonymous is held. For a GPU the thread also makes the copy in the
+    compute dtype, in page-locked memory of the host (``convert``), so that the GPU holds one block and not two.
+    ``check``: refuse a checkpoint with NaN or infinity. Use as a context manager: leaving it waits for the thread.
     """
 
     def __init__(
         self, source: BlockSource, first: int = 0, *, convert: bool = True, check: bool = False
     ) -> None:
         self._source = source
-        self._convert = convert
+        self._convert = convert and source.device.type != "cpu"
         self._check = check
         self._pool = ThreadPoolExecutor(1, "block-ahead", initializer=_one_thread)
-        self._waiting: tuple[int, Future[tuple[Block, Block | None]]] | None = None
+        self._waiting: tuple[int, _Read] | None = None
         if first < source.shape.blocks:
-            self._order(first)
+            self._waiting = (first, self._order(first))
 
     def __enter__(self) -> BlocksAhead:
         return self
@@ -53,20 +55,21 @@ class BlocksAhead:
 
         Raises CheckpointError, and NonFiniteError where ``check`` finds a weight that is none.
         """
-        if self._waiting is None or self._waiting[0] != index:
-            self._order(index)
-        assert self._waiting is not None  # for the type checker: a block was just ordered
-        future = self._waiting[1]
-        self._waiting = None
+        waiting, self._waiting = self._waiting, None
+        future = waiting[1] if waiting is not None and waiting[0] == index else self._order(index)
         raw, made = future.result()
-        del future
-        block = self._source.block(index) if made is None else self._on_device(made)
+        del waiting, future
+        if made is None:
+            block = self._source.block(index)
+        else:
+            block = {name: tensor.to(self._source.device) for name, tensor in made.items()}
+        del made
         if index + 1 < self._source.shape.blocks:
-            self._order(index + 1)
+            self._waiting = (index + 1, self._order(index + 1))
         return block, raw
 
-    def _order(self, index: int) -> None:
-        self._waiting = (index, self._pool.submit(self._read, index))
+    def _order(self, index: int) -> _Read:
+        return self._pool.submit(self._read, index)
 
     def _read(self, index: int) -> tuple[Block, Block | None]:
         raw = self._source.raw_block(index)
@@ -76,25 +79,19 @@ class BlocksAhead:
                 raise NonFiniteError(
                     f"block {index} {name}: the checkpoint holds NaN or infinity; fetch the model again"
                 )
-        return raw, self._made(index, raw) if self._convert else None
+        return raw, self._copied(raw) if self._convert else None
 
-    def _made(self, index: int, raw: Block) -> Block:
-        if self._source.device.type == "cpu":
-            return self._source.block(index)
-        made = {name: tensor.to(self._source.dtype, copy=True) for name, tensor in raw.items()}
+    def _copied(self, raw: Block) -> Block:
+        copies = {name: tensor.to(self._source.dtype, copy=True) for name, tensor in raw.items()}
         if self._source.device.type == "cuda":
-            made = {name: tensor.pin_memory() for name, tensor in made.items()}
-        return made
-
-    def _on_device(self, made: Block) -> Block:
-        device = self._source.device
-        return made if device.type == "cpu" else {name: tensor.to(device) for name, tensor in made.items()}
+            return {name: tensor.pin_memory() for name, tensor in copies.items()}
+        return copies
 
 
 def _touch(tensor: Tensor) -> bool:
     """Read a tensor from its file; whether every weight of it is finite."""
     pieces = tensor.reshape(-1).split(_PIECE)
-    return all([bool(torch.isfinite(piece).all()) for piece in pieces])
+    return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
 def _one_thread() -> None:
