@@ -24,7 +24,7 @@ def show(plan: Plan, stored: frozenset[Cell] = frozenset()) -> None:
     rows = [
         (
             *(cell["model"], _spelled(cell), cell["target"], "-" if cell["seed"] is None else cell["seed"]),
-            "stored" if cell["stored"] else "on disk" if cell["model_cached"] else "fetch",
+            _state(cell, plan),
             bytes_text(cell["download_bytes"]),
             bytes_text(cell["disk_bytes"]),
             bytes_text(cell["memory_bytes"]),
@@ -107,6 +107,14 @@ def _placed(cell: Cell, need: Estimate) -> dict[str, Any]:
     }
 
 
+def _state(cell: dict[str, Any], plan: Plan) -> str:
+    if cell["stored"]:
+        return "stored"
+    if plan.settings.rates is not None:
+        return "elsewhere"
+    return "on disk" if cell["model_cached"] else "fetch"
+
+
 def _states(cell: Cell, need: Estimate) -> str:
     """Where hidden states lie: on the device, on its host, or on disk."""
     if not need.states_bytes:
@@ -127,7 +135,7 @@ def _by_phase(cells: list[dict[str, Any]]) -> None:
                     bytes_text(figures["memory_bytes"]),
                     bytes_text(cell["host_bytes"]),
                     placement["states"],
-                    "a block" if placement["prefetch"] else "pages",
+                    "copy" if placement["prefetch"] and cell["device"] != "cpu" else "pages",
                     placement["batch_tokens"],
                     duration_text(figures["seconds"]),
                 )

@@ -133,9 +133,9 @@ def score(
     """Score windows [windows, length] int64 under ``source``.
 
     With ``dense``, ``dense_states`` (made by an earlier call on the dense model) gives divergence and flips;
-    without, this is the dense model, whose states are kept there. One block is in memory at a time, hidden states within the budget of ``run`` or on disk under its
-    ``work``, and never more than a slice of the vocabulary's logits. Raises
-    CheckpointError, MachineError.
+    without, this is the dense model, whose states are kept there. One block is in memory at a time, hidden states
+    within the budget of ``run`` or on disk under its ``work``, and never more than a slice of the vocabulary's logits.
+    Raises CheckpointError, MachineError.
     """
     count, length = windows.shape
     clock = Stopwatch(source.device)
@@ -253,8 +253,9 @@ class _Scorer:
     def __init__(self, source: BlockSource, dense: BlockSource | None, clock: Stopwatch) -> None:
         self.clock = clock
         self.head, self.bias = _head(source)
-        shared = dense is None or _one_head(source, dense)
-        self.dense_head, self.dense_bias = (self.head, self.bias) if shared else _head(dense)
+        self.dense_head, self.dense_bias = self.head, self.bias
+        if dense is not None and not _one_head(source, dense):
+            self.dense_head, self.dense_bias = _head(dense)
         self.piece = max(16, _LOGIT_BYTES // (4 * self.head.shape[0]))
 
     def __call__(self, states: Tensor, targets: Tensor, dense: Tensor | None) -> tuple[float, float, float]:

@@ -21,14 +21,19 @@ class TooSmall(Exception):
         self.phase = phase
 
 
-def place(cell: Cell, memory: int, *, host: int | None = None, budget: int = 0) -> Cell:
+def place(cell: Cell, memory: int, *, host: int | None = None, budget: int = 0, roomy: bool = False) -> Cell:
     """The cell in the first placement whose predicted peak is within ``memory`` bytes of its device.
 
     What costs the least speed is given up first: wider states between stages, the next block's copy, states on the
     GPU (to a host with ``host`` bytes free), states in memory, and, only to keep to a ``budget`` that was asked for,
-    many windows at once, which changes figures by rounding. Raises TooSmall.
+    many windows at once, which changes figures by rounding. ``roomy``: states may take what memory there is, whatever
+    the cell's ``hidden_budget``. Raises TooSmall.
     """
     config, shape = sizes_of(cell.model)
+    if roomy:
+        widest = 1 + shape.feedforward / shape.width
+        most = max(int(widest * prune_states(cell, shape)) + 1, evaluation_states(cell, shape))
+        cell = replace(cell, hidden_budget=max(cell.hidden_budget, most))
     least: dict[str, int] = {}
     for tried in _placements(cell, rounding=budget > 0):
         found = phases(tried, config, shape)

@@ -14,8 +14,8 @@ class Placement:
 
     ``budget``: bytes that ``--memory-budget`` allows, 0 where none is set; ``predicted``: the peak in bytes by phase;
     ``device_states``: whether hidden states may lie on a GPU, not on the host (how many may lie in memory at all
-    is the cell's ``hidden_budget``); ``prefetch``: whether a GPU's next block is copied to the host's memory ahead; ``batch_tokens``: tokens
-    of a forward batch, 0 for what the device likes best.
+    is the cell's ``hidden_budget``); ``prefetch``: whether a GPU's next block is copied to the host's memory ahead;
+    ``batch_tokens``: tokens of a forward batch, 0 for what the device likes best.
     """
 
     budget: int = 0

@@ -15,6 +15,7 @@ from bench.plan.budget import TooSmall, host_bytes, place
 from bench.plan.capacity import Machine, machine
 from bench.plan.cells import Cell, Plan
 from bench.plan.rates import Rates
+from bench.plan.settings import Settings
 from bench.plan.work import (
     ITEMSIZE,
     evaluation_tokens,
@@ -97,7 +98,7 @@ def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ())
             cells.append(asked)
             continue
         free = there or (elsewhere.machine if elsewhere else machine(plan.settings.out, asked.device))
-        cell, reason = _placed(asked, free, plan.settings.memory_budget)
+        cell, reason = _placed(asked, free, plan.settings)
         cells.append(cell)
         need = estimate(cell, saved=plan.settings.saved)
         download = 0 if cell.model in fetched or elsewhere else need.download_bytes
@@ -117,10 +118,14 @@ def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ())
     return replace(plan, cells=tuple(cells)).refuse(reasons)
 
 
-def _placed(cell: Cell, free: Machine, budget: int) -> tuple[Cell, str | None]:
+def _placed(cell: Cell, free: Machine, settings: Settings) -> tuple[Cell, str | None]:
     """The cell in a placement that fits, or as it is with the reason why a budget that was asked for is too small."""
+    budget = settings.memory_budget
+    told = budget > 0 or settings.rates is not None
+    roomy = told and "hidden_budget" not in settings.model_fields_set
+    allowed = min(budget or free.memory, free.memory)
     try:
-        return place(cell, min(budget or free.memory, free.memory), host=free.host, budget=budget), None
+        return place(cell, allowed, host=free.host, budget=budget, roomy=roomy), None
     except TooSmall as error:
         if not budget or budget > free.memory:
             return cell, None  # the machine is too small: what it lacks is said below

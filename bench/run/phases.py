@@ -133,9 +133,9 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         provenance["guards"] = guards.facts(alarms)
     stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
     if report.outside is None and not (report.resumed_blocks or _goes_on(report)):
-        kept = kept_within(cell, "prune", memory)
-        provenance["memory"] = kept.facts | {"terms": terms_of(cell)}
-        exceeded = kept.warnings
+        held = kept_within(cell, "prune", memory)
+        provenance["memory"] = held.facts | {"terms": terms_of(cell)}
+        exceeded = held.warnings
     metrics = [
         *sized,
         *_selection_metrics(pruned, report.matrices, cell.layers),
