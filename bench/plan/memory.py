@@ -30,7 +30,16 @@ from bench.plan.work import (
 if TYPE_CHECKING:
     from methods.interface import ModelShape
 
-__all__ = ["BASE", "SLACK", "evaluation_states", "phases", "prune_states", "prune_terms"]
+__all__ = [
+    "BASE",
+    "SLACK",
+    "evaluation_states",
+    "least_terms",
+    "outside",
+    "phases",
+    "prune_states",
+    "prune_terms",
+]
 
 BASE: Final = 350_000_000
 """Anonymous bytes of a process that has imported torch and transformers, as measured on Linux x86-64."""
@@ -121,6 +130,23 @@ def prune_terms(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> dic
     # in float32 what is stored and what goes on are one tensor
     finished = 0 if stored == itemsize == 4 else stored * sum(matrix.size for matrix in matrices.values())
     return {**found, "hessians": hessians + held * wide, "weights": weights, "finished": finished}
+
+
+def least_terms(cell: Cell, shape: ModelShape) -> dict[str, int]:
+    """Bytes that streaming cannot do without, which measured peaks are held against: a block, three of the largest
+    float32 Hessian, the states of the drawn windows, the token table.
+    """
+    from methods.families import family_of
+    from methods.families.sizes import block_parameters
+
+    itemsize = ITEMSIZE[cell.dtype]
+    hessian = 4 * max(matrix.columns for matrix in family_of(shape).matrices(shape)) ** 2
+    return {
+        "block": block_parameters(shape) * itemsize,
+        "hessians": 3 * hessian if work_of(cell).workspace else 0,
+        "states": calibration_tokens(cell, shape)[0] * shape.width * itemsize,
+        "embedding": shape.vocabulary * shape.embedding_width * itemsize,
+    }
 
 
 def outside(cell: Cell, shape: ModelShape) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bench.measure.memory import PeakMemory
 from bench.models.cache import readable_size
 from bench.plan.machine import batch_tokens
-from bench.plan.memory import prune_terms
+from bench.plan.memory import least_terms, prune_terms
 from bench.plan.work import sizes_of
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def kept_within(cell: Cell, phase: str, memory: PeakMemory) -> Kept:
     return Kept(facts, (said,))
 
 
-def terms_of(cell: Cell) -> dict[str, int]:
-    """Bytes that the prune is counted to hold, by what they are."""
-    return prune_terms(cell, *sizes_of(cell.model))
+def terms_of(cell: Cell) -> dict[str, dict[str, int]]:
+    """Bytes that the prune is counted to hold, and the least that streaming holds, by what they are."""
+    config, shape = sizes_of(cell.model)
+    return {"terms": prune_terms(cell, config, shape), "least": least_terms(cell, shape)}

@@ -134,7 +134,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
     if report.outside is None and not (report.resumed_blocks or _goes_on(report)):
         held = kept_within(cell, "prune", memory)
-        provenance["memory"] = held.facts | {"terms": terms_of(cell)}
+        provenance["memory"] = held.facts | terms_of(cell)
         exceeded = held.warnings
     metrics = [
         *sized,
