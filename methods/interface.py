@@ -445,7 +445,9 @@ class Run:
     """How to run a pruner: everything that is neither the model nor the method.
 
     ``batch_tokens``: tokens of a forward batch, whole windows. ``hidden_budget``: bytes of hidden states kept in
-    memory; what exceeds it lies on disk under ``work``.
+    memory; what exceeds it lies on disk under ``work``. ``device_states``: whether they may lie in a GPU's memory, or go to
+    the host's. ``prefetch``: whether a GPU's next block is copied to page-locked memory of the host while this one is
+    worked on (its pages are read in any case).
     ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity``
     is equal. ``shared``: folder of what the cells of a run share, such as sensitivities, or None to share
     nothing; ``model`` names the checkpoint's revision or hash there. ``layers``: the matrices that are pruned; a pruner sets it
@@ -457,6 +459,8 @@ class Run:
     hessian_dtype: torch.dtype = torch.float32
     batch_tokens: int = 2048
     hidden_budget: int = 2 << 30
+    device_states: bool = True
+    prefetch: bool = True
     work: Path | None = None
     identity: str = ""
     shared: Path | None = None

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from bench.results.files import fault, replace_file
 from reports.comparison import compare
+from reports.figures.memory import memory_charts
 from reports.figures.style import Chart
 from reports.load import load
 from reports.pages import MOST_SECTIONS, speedups
@@ -31,7 +32,7 @@ def write_images(out: Path, forms: Sequence[str]) -> Iterator[Path]:
     comparison = compare(load(Path(out)).records)
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     folder = Path(out) / "report" / "figures"
-    charts: list[Chart] = list(speedups(comparison))
+    charts: list[Chart] = [*speedups(comparison), *memory_charts(comparison.records)]
     for index, group in enumerate(comparison.groups[:MOST_SECTIONS], 1):
         charts += section(index, group, (), comparison.groups).drawn
     for chart in charts:

@@ -10,6 +10,7 @@ from reports.contests import Contests, verdict_tables
 from reports.guards import markdown_lines as guard_lines
 from reports.kernels import KERNEL_NOTE, kernel_tables
 from reports.load import Loaded
+from reports.memory import markdown_lines as memory_lines
 from reports.overview import Finding, headline, overview
 from reports.provenance import facts_table
 from reports.published import markdown_lines as published_lines
@@ -64,6 +65,7 @@ def markdown_page(loaded: Loaded, comparison: Comparison, judged: Contests | Non
         lines += [f"## Kernels: {_escaped(table.caption)}", "", *markdown_table(table), ""]
     if comparison.kernels:
         lines += [_escaped(KERNEL_NOTE), ""]
+    lines += memory_lines(comparison.records)
     lines += published_lines(comparison) + guard_lines(comparison.records)
     if comparison.problems:
         lines += ["## Refused and failed", "", *markdown_table(problem_table(comparison)), ""]

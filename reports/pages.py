@@ -9,6 +9,7 @@ from typing import Final
 
 from reports.comparison import Comparison, asked_of, compare
 from reports.contests import Contests, contests
+from reports.figures.memory import memory_charts
 from reports.figures.speed import speedup_charts
 from reports.figures.style import Chart
 from reports.guards import guard_table
@@ -16,6 +17,7 @@ from reports.kernels import KERNEL_NOTE, kernel_findings, kernel_tables
 from reports.layout import Explorer, Page, render
 from reports.load import Loaded, load
 from reports.markdown import markdown_page
+from reports.memory import memory_table
 from reports.overview import headline, overview
 from reports.provenance import cells_table, facts_table
 from reports.published import beside, published_tables
@@ -98,11 +100,12 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests | N
     ]
     kernels = kernel_tables(comparison.kernels)
     curves = speedups(comparison)
+    peaks = memory_charts(comparison.records)
     charts = [chart for entry in sections for chart in entry.drawn]
     return render(
         "overview.html.j2",
         title=TITLE,
-        charts=[*charts, *curves],
+        charts=[*charts, *curves, *peaks],
         tables=bool(sections or kernels),
         page="index.html",
         pages=PAGES,
@@ -117,6 +120,8 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests | N
         kernel_note=KERNEL_NOTE,
         kernel_findings=kernel_findings(comparison.kernels),
         speedups=curves,
+        memory=memory_table(comparison.records),
+        memory_charts=peaks,
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),
         warnings=[

@@ -8,6 +8,8 @@ from bench.cli.output import bytes_text, console, counted, duration_text, print_
 from bench.plan.capacity import measured_rate
 from bench.plan.cells import Cell, Plan
 from bench.plan.grammar import DENSE_METHOD
+from bench.plan.machine import batch_tokens
+from bench.plan.rates import Rates
 from bench.plan.resources import Estimate, estimate
 
 __all__ = ["describe", "show"]
@@ -22,7 +24,7 @@ def show(plan: Plan, stored: frozenset[Cell] = frozenset()) -> None:
     rows = [
         (
             *(cell["model"], _spelled(cell), cell["target"], "-" if cell["seed"] is None else cell["seed"]),
-            "stored" if cell["stored"] else "on disk" if cell["model_cached"] else "fetch",
+            _state(cell, plan),
             bytes_text(cell["download_bytes"]),
             bytes_text(cell["disk_bytes"]),
             bytes_text(cell["memory_bytes"]),
@@ -39,6 +41,8 @@ def show(plan: Plan, stored: frozenset[Cell] = frozenset()) -> None:
             _grouped(found["refused"]),
             f"{counted(len(found['refused']), 'cell')} refused",
         )
+    if found["cells"] and (plan.settings.rates is not None or plan.settings.memory_budget):
+        _by_phase(found["cells"])
     total = found["total"]
     console().print(
         f"in all: download {bytes_text(total['download_bytes'])}, disk {bytes_text(total['disk_bytes'])}, "
@@ -52,16 +56,16 @@ def describe(plan: Plan, stored: frozenset[Cell] = frozenset()) -> dict[str, Any
 
     Disk in all is the sum over cells where pruned models are saved, else the largest cell's.
     """
-    rates: dict[tuple[str, str, int], float] = {}
+    rates: dict[tuple[str, str, str, int], Rates] = {}
     cells = []
     downloads: dict[str, int] = {}
     for cell in plan.cells:
-        key = (cell.device, cell.dtype, cell.threads)
+        key = (cell.device, cell.dtype, cell.hessian_dtype, cell.threads)
         if key not in rates:
-            rates[key] = measured_rate(*key)
-        need = estimate(cell, rate=rates[key], saved=plan.settings.saved)
+            rates[key] = _rates(plan, cell)
+        need = estimate(cell, rates=rates[key], saved=plan.settings.saved)
         done = cell in stored
-        cells.append({**_named(cell), "stored": done, **_needs(need, done)})
+        cells.append({**_named(cell), "stored": done, **_needs(need, done), **_placed(cell, need)})
         if not done:
             downloads[cell.model] = need.download_bytes
     kept = [int(cell["saved_bytes"]) for cell in cells]
@@ -74,6 +78,70 @@ def describe(plan: Plan, stored: frozenset[Cell] = frozenset()) -> dict[str, Any
     }
     refused = [{**_named(refusal.cell), "reason": refusal.reason} for refusal in plan.refusals]
     return {"cells": cells, "refused": refused, "total": total, "out": str(plan.settings.out)}
+
+
+def _rates(plan: Plan, cell: Cell) -> Rates:
+    """Those of the machine planned for, or this one's: products measured now, reading and writing left out."""
+    if plan.settings.rates is not None:
+        return plan.settings.rates.rates
+    flops = measured_rate(cell.device, cell.dtype, cell.threads)
+    same = cell.dtype == cell.hessian_dtype
+    return Rates(flops, flops if same else measured_rate(cell.device, cell.hessian_dtype, cell.threads))
+
+
+def _placed(cell: Cell, need: Estimate) -> dict[str, Any]:
+    """Where things lie, and memory and time by phase."""
+    placement = cell.placement
+    return {
+        "placement": {
+            "states": _states(cell, need),
+            "hidden_budget": cell.hidden_budget,
+            "prefetch": placement.prefetch,
+            "batch_tokens": placement.batch_tokens or batch_tokens(cell.device),
+        },
+        "host_bytes": need.host_bytes,
+        "phases": {
+            phase: {"memory_bytes": peak, "seconds": need.durations.get(phase)}
+            for phase, peak in need.memory.items()
+        },
+    }
+
+
+def _state(cell: dict[str, Any], plan: Plan) -> str:
+    if cell["stored"]:
+        return "stored"
+    if plan.settings.rates is not None:
+        return "elsewhere"
+    return "on disk" if cell["model_cached"] else "fetch"
+
+
+def _states(cell: Cell, need: Estimate) -> str:
+    """Where hidden states lie: on the device, on its host, or on disk."""
+    if not need.states_bytes:
+        return "-"
+    if need.states_bytes > cell.hidden_budget:
+        return "disk"
+    return "memory" if cell.device == "cpu" else "GPU" if cell.placement.device_states else "host"
+
+
+def _by_phase(cells: list[dict[str, Any]]) -> None:
+    rows = []
+    for cell in cells:
+        placement = cell["placement"]
+        for phase, figures in cell["phases"].items():
+            rows.append(
+                (
+                    *(cell["model"], _spelled(cell), cell["target"], phase),
+                    bytes_text(figures["memory_bytes"]),
+                    bytes_text(cell["host_bytes"]),
+                    placement["states"],
+                    "copy" if placement["prefetch"] and cell["device"] != "cpu" else "pages",
+                    placement["batch_tokens"],
+                    duration_text(figures["seconds"]),
+                )
+            )
+    columns = ("model", "method", "target", "phase", "memory", "host", "states in", "ahead", "batch", "time")
+    print_table(columns, rows, "by phase")
 
 
 def _grouped(refused: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -27,7 +27,18 @@ Examples
   bench reproduce wanda/table3 --yaml
 """
 _KEPT = (
-    *("device", "dtype", "hessian_dtype", "schedule", "threads", "hidden_budget", "seeds", "limit"),
+    *(
+        "device",
+        "dtype",
+        "hessian_dtype",
+        "schedule",
+        "threads",
+        "hidden_budget",
+        "memory_budget",
+        "rates",
+        "seeds",
+        "limit",
+    ),
     *("save", "save_as", "out", "data_dir", "yes", "force", "dry_run", "quiet", "as_json"),
     *("wandb", "wandb_project", "wandb_entity", "wandb_tags"),
 )

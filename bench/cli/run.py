@@ -108,6 +108,14 @@ _SETTINGS = {"allow_extra_args": True}
 @click.option("--threads", metavar="N", help="CPU threads; all this process may use.")
 @click.option("--hidden-budget", metavar="SIZE", help="Hidden states kept in memory; 2GiB.")
 @click.option(
+    "--memory-budget", metavar="SIZE", help="Peak memory of a cell, such as 8GiB; what the machine has."
+)
+@click.option(
+    "--rates",
+    metavar="LIST",
+    help="With --dry-run, another machine: memory=80GiB,flops=150e12,flops32=40e12,read=3GB.",
+)
+@click.option(
     "--set",
     "assignments",
     metavar="NAME.PARAMETER=VALUE",

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from methods.families.base import run_block
 from methods.interface import BlockSource, Run, batches
+from methods.stream.ahead import BlocksAhead
 from methods.stream.heap import give_back
 from methods.stream.hidden import HiddenStates
 from methods.stream.sink import write_json, write_tensors
@@ -132,19 +133,18 @@ def score(
     """Score windows [windows, length] int64 under ``source``.
 
     With ``dense``, ``dense_states`` (made by an earlier call on the dense model) gives divergence and flips;
-    without, this is the dense model, whose states are kept there. One block is in memory at a time, hidden
-    states within the budget of ``run``, and never more than a slice of the vocabulary's logits. Raises
-    CheckpointError, MachineError.
+    without, this is the dense model, whose states are kept there. One block is in memory at a time, hidden states
+    within the budget of ``run`` or on disk under its ``work``, and never more than a slice of the vocabulary's logits.
+    Raises CheckpointError, MachineError.
     """
     count, length = windows.shape
     clock = Stopwatch(source.device)
-    scorer = _Scorer(source, dense, clock)
     loss = np.full(count, np.nan)
     divergence, flips = np.full(count, np.nan), np.full(count, np.nan)
     reference = dense_states if dense is not None else None
     starts: list[int] = []
     changes: list[BlockChange] = []
-    sections = list(_sections(source, count, length, run.hidden_budget))
+    sections = list(_sections(source, count, length, run))
     run.observer.phase("perplexity", len(sections) * source.shape.blocks + count)
     done = 0
     for section in sections:
@@ -154,6 +154,8 @@ def score(
         for _ in _forward(source, windows[section], hidden, run, clock, changes):
             done += 1
             run.observer.step(done)
+        # made only now: beside a block the tables would be the peak
+        scorer = _Scorer(source, dense, clock)
         for part in batches(hidden.windows, length, run.batch_tokens):
             with clock("loss"):
                 states = source.family.finish(source.outer, source.config, hidden.get(part)[:, :-1])
@@ -168,6 +170,7 @@ def score(
             done += states.shape[0]
             run.observer.step(done)
         hidden.close()
+        del scorer
     if starts and dense_states is not None:
         dense_states.finish(starts, float(loss.mean()))
     pruned = reference is not None
@@ -182,9 +185,12 @@ def score(
     )
 
 
-def _sections(source: BlockSource, windows: int, length: int, budget: int) -> Iterator[slice]:
-    """Runs of windows whose hidden states fit the budget; every section walks all blocks again."""
-    size = max(1, budget // max(1, length * source.shape.width * source.dtype.itemsize))
+def _sections(source: BlockSource, windows: int, length: int, run: Run) -> Iterator[slice]:
+    """All windows at once, whose hidden states lie on disk where the budget is too small for them; without a folder
+    to put them in, runs of windows that fit the budget, each of which walks all blocks again.
+    """
+    size = run.hidden_budget // max(1, length * source.shape.width * source.dtype.itemsize)
+    size = max(1, windows if run.work is not None else size)
     for start in range(0, windows, size):
         yield slice(start, min(windows, start + size))
 
@@ -211,22 +217,23 @@ def _forward(
         for part in parts:
             ids = tokens[part].to(source.device)
             hidden.put(part, source.family.embed(source.outer, source.config, ids, None))
-    for index in range(source.shape.blocks):
-        with clock("forward"):
-            block = source.block(index)
-            for part in parts:
-                given = arguments[part.stop - part.start]
-                before = hidden.get(part)
-                after = run_block(stages, block, before, given)
-                if len(changes) == index:
-                    changes.append(_change(before, after, sliced=source.shape.slices is not None))
-                hidden.put(part, after)
-        walked += sum(tensor.nbytes for tensor in block.values())
-        del block
-        if walked >= _WALKED_BYTES:
-            walked = 0
-            give_back()
-        yield index
+    with BlocksAhead(source, convert=run.prefetch) as ahead:
+        for index in range(source.shape.blocks):
+            with clock("forward"):
+                block, _ = ahead.take(index)
+                for part in parts:
+                    given = arguments[part.stop - part.start]
+                    before = hidden.get(part)
+                    after = run_block(stages, block, before, given)
+                    if len(changes) == index:
+                        changes.append(_change(before, after, sliced=source.shape.slices is not None))
+                    hidden.put(part, after)
+            walked += sum(tensor.nbytes for tensor in block.values())
+            del block
+            if walked >= _WALKED_BYTES:
+                walked = 0
+                give_back()
+            yield index
 
 
 def _change(before: Tensor, after: Tensor, *, sliced: bool) -> BlockChange:
@@ -246,7 +253,9 @@ class _Scorer:
     def __init__(self, source: BlockSource, dense: BlockSource | None, clock: Stopwatch) -> None:
         self.clock = clock
         self.head, self.bias = _head(source)
-        self.dense_head, self.dense_bias = (self.head, self.bias) if dense is None else _head(dense)
+        self.dense_head, self.dense_bias = self.head, self.bias
+        if dense is not None and not _one_head(source, dense):
+            self.dense_head, self.dense_bias = _head(dense)
         self.piece = max(16, _LOGIT_BYTES // (4 * self.head.shape[0]))
 
     def __call__(self, states: Tensor, targets: Tensor, dense: Tensor | None) -> tuple[float, float, float]:
@@ -281,3 +290,16 @@ class _Scorer:
 def _head(source: BlockSource) -> tuple[Tensor, Tensor | None]:
     family = source.family
     return family.head(source.outer, source.config), family.head_bias(source.outer, source.config)
+
+
+def _one_head(source: BlockSource, dense: BlockSource) -> bool:
+    """Whether both models read the same output matrix, bit for bit; compared as stored, on mapped pages."""
+    if source.shape.slices is not None or dense.shape.slices is not None or source.dtype != dense.dtype:
+        return False
+    first, second = _stored_head(source), _stored_head(dense)
+    return first.dtype == second.dtype and torch.equal(first, second)
+
+
+def _stored_head(source: BlockSource) -> Tensor:
+    residual = source.family.residual
+    return source.raw_outer(residual.tables[0] if source.shape.tied else f"{residual.head}.weight")

@@ -19,6 +19,8 @@ class Machine:
     cache: int
     one_disk: bool
     """Whether run and cache share a disk."""
+    host: int | None = None
+    """Free memory of the host, where the cell runs on a GPU."""
 
 
 def machine(out: Path, device: str = "cpu") -> Machine:
@@ -31,6 +33,7 @@ def machine(out: Path, device: str = "cpu") -> Machine:
         disk=shutil.disk_usage(run_at).free,
         cache=shutil.disk_usage(cache_at).free,
         one_disk=run_at.stat().st_dev == cache_at.stat().st_dev,
+        host=None if device == "cpu" else free_memory("cpu"),
     )
 
 

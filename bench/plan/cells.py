@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.plan.formats import sparse_formats
 from bench.plan.grammar import DENSE_METHOD, Value, nearest, shown, typed
 from bench.plan.machine import available_threads
+from bench.plan.placement import AS_IT_COMES, Placement
 from bench.plan.settings import Settings
 from methods.errors import CheckpointError, UserError
 from methods.target import DENSE, Target
@@ -80,6 +81,8 @@ class Cell:
     """Canonical spelling of the matrices worked on (see ``methods.selection``); empty is all."""
     recovery: str = ""
     """What trains the model afterwards, as ``lora`` or ``4xfull`` (see ``methods.recover.spelling``); empty is one shot."""
+    placement: Placement = AS_IT_COMES
+    """Where its work lies in memory; see ``bench.plan.budget``."""
 
     @property
     def name(self) -> str:
@@ -155,7 +158,7 @@ def expand(settings: Settings) -> Plan:
             f"--data-dir '{shown(settings.data_dir)}' is no folder; give one that holds the texts"
         )
     chosen = _methods(settings)
-    device = _device(settings.device)
+    device = _device(settings.device, elsewhere=settings.rates is not None)
     if settings.packed and device != "cpu":
         raise UserError(
             f"--packed scores through kernels for CPUs, and the device is {device}; add --device cpu"
@@ -430,10 +433,12 @@ def _protocol(settings: Settings, model: str) -> Protocol:
     return standard(settings.protocol or default, settings.text, **given)
 
 
-def _device(asked: str) -> str:
-    """``cpu`` or ``cuda:N``. Raises UserError for a GPU that is not there."""
+def _device(asked: str, *, elsewhere: bool = False) -> str:
+    """``cpu`` or ``cuda:N``; of another machine the GPU where not told. Raises UserError for one that is not there."""
     if asked == "cpu":
         return asked
+    if elsewhere:
+        return asked if ":" in asked else "cuda:0"
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -25,6 +25,7 @@ from bench.plan.grammar import (
     unique,
 )
 from bench.plan.mirroring import Entity, Mode, Project, Tags
+from bench.plan.rates import Elsewhere, parse_rates
 from bench.plan.saving import FORMS
 from methods.errors import UserError
 from methods.recover.spelling import MOST_STAGES
@@ -196,8 +197,8 @@ def _flag(option: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _bytes(value: object) -> int:
-    return parse_size(str(value), "--hidden-budget")
+def _bytes(option: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse_size(str(value), f"--{option}"))
 
 
 def _name(option: str) -> BeforeValidator:
@@ -272,8 +273,12 @@ class Settings(BaseModel):
     hessian_dtype: Annotated[str, _choice("hessian-dtype", "float32", "float64")] = "float32"
     schedule: Annotated[str, _choice("schedule", "sequential", "blockwise")] = "sequential"
     threads: Annotated[int | None, _whole("threads", 1, 4096)] = None
-    hidden_budget: Annotated[int, BeforeValidator(_bytes)] = 2 << 30
+    hidden_budget: Annotated[int, _bytes("hidden-budget")] = 2 << 30
     """Bytes of hidden states kept in memory."""
+    memory_budget: Annotated[int, _bytes("memory-budget")] = 0
+    """Bytes that a cell's peak must keep within; 0 is what the machine has."""
+    rates: Annotated[Elsewhere | None, BeforeValidator(parse_rates)] = None
+    """The machine that ``dry_run`` plans for, where it is not this one."""
     assignments: Annotated[tuple[Assignment, ...], BeforeValidator(_assignments)] = ()
     save: Annotated[bool, _flag("save")] = False
     save_as: Annotated[tuple[str, ...], BeforeValidator(_forms)] = ()
@@ -300,6 +305,12 @@ class Settings(BaseModel):
                 "--save-as quantised packs weights on grids, and --bits joins no grid to any target; add --bits 4, or leave "
                 "quantised out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _planned_only(self) -> Settings:
+        if self.rates is not None and not self.dry_run:
+            raise UserError("--rates plans for another machine, which no run is on; add --dry-run")
         return self
 
     @property

@@ -165,7 +165,8 @@ class CellRunner:
         run = phases.run_of(
             cell,
             work,
-            f"{keys.cell}/{keys.environment}",
+            # other batches round otherwise, and a resumed prune is bit for bit an unbroken one
+            f"{keys.cell}/{keys.environment}/{cell.placement.batch_tokens}",
             self.observer,
             shared=self.out,
             model=subject.checkpoint.revision,

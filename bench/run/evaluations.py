@@ -15,6 +15,7 @@ from bench.results.records import Metric
 from bench.run import guards
 from bench.run.accuracy import zeroshot
 from bench.run.decoding import decode
+from bench.run.kept import kept_within
 from bench.run.phases import Figures, notes_on, source_of
 from methods.interface import Run
 from methods.stream.source import CheckpointSource
@@ -84,13 +85,15 @@ def perplexity(weights: Weights, run: Run) -> Figures:
         Metric(name="peak_memory", unit="byte", value=memory.peak),
         Metric(name="base_memory", unit="byte", value=memory.base),
     ]
+    kept = kept_within(cell, "perplexity", memory)
     return Figures(
         metrics=tuple(metrics),
         seconds=scores.seconds,
         arrays=arrays,
-        warnings=(*guards.texts(alarms), *notes_on(windows)),
+        warnings=(*kept.warnings, *guards.texts(alarms), *notes_on(windows)),
         provenance={
             "evaluation": windows.provenance,
+            "memory": kept.facts,
             "blocks": [{"change": passed.change, "norm": passed.norm} for passed in scores.blocks],
             **({"guards": guards.facts(alarms)} if alarms else {}),
         },

@@ -16,6 +16,7 @@ from bench.measure.reference import Reference
 from bench.plan.machine import batch_tokens
 from bench.results.records import MatrixFigures, Metric
 from bench.run import guards
+from bench.run.kept import kept_within, terms_of
 from methods import registry
 from methods.families import sizes
 from methods.interface import (
@@ -65,8 +66,10 @@ def run_of(
         seed=cell.seed or 0,
         schedule=cell.schedule,
         hessian_dtype=getattr(torch, cell.hessian_dtype),
-        batch_tokens=batch_tokens(cell.device),
+        batch_tokens=cell.placement.batch_tokens or batch_tokens(cell.device),
         hidden_budget=cell.hidden_budget,
+        device_states=cell.placement.device_states,
+        prefetch=cell.placement.prefetch,
         work=work,
         identity=identity,
         shared=shared,
@@ -125,9 +128,14 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
     sized, empty = _size_metrics(source.shape, pruned, report.matrices)
     matrices = tuple(_figures(matrix) for matrix in report.matrices)
     alarms = guards.of_matrices(matrices, empty)
+    exceeded: tuple[str, ...] = ()
     if alarms:
         provenance["guards"] = guards.facts(alarms)
     stored = next(metric.value or 0 for metric in sized if metric.name == "bytes")
+    if report.outside is None and not (report.resumed_blocks or _goes_on(report)):
+        held = kept_within(cell, "prune", memory)
+        provenance["memory"] = held.facts | terms_of(cell)
+        exceeded = held.warnings
     metrics = [
         *sized,
         *_selection_metrics(pruned, report.matrices, cell.layers),
@@ -150,6 +158,7 @@ def prune(cell: Cell, subject: Subject, run: Run, blocks: BlockFolder) -> Figure
         seconds=dict(report.seconds),
         warnings=(
             *report.warnings,
+            *exceeded,
             *resumed,
             *guards.texts(alarms),
             *notes_on(drawn),

@@ -11,6 +11,7 @@ from torch import Tensor
 from methods.errors import UserError
 from methods.interface import Block, BlockSource, Matrix, Run
 from methods.moments import Moments, Statistic
+from methods.stream.ahead import BlocksAhead
 from methods.stream.windows import WindowStates
 
 __all__ = ["DenseBlock", "dense_moments"]
@@ -49,25 +50,27 @@ def dense_moments(source: BlockSource, tokens: Tensor, needs: Statistic, run: Ru
     try:
         with torch.no_grad():
             states.embed(tokens)
-        for index in range(blocks):
-            with torch.no_grad():
-                found = _gather(source, states, index, matrices, needs, run)
-            yield found
-            del found
-            run.observer.step(index + 1)
+        with BlocksAhead(source, convert=run.prefetch) as ahead:
+            for index in range(blocks):
+                with torch.no_grad():
+                    found = _gather(ahead, states, index, matrices, needs, run)
+                yield found
+                del found
+                run.observer.step(index + 1)
     finally:
         states.close()
 
 
 def _gather(
-    source: BlockSource,
+    ahead: BlocksAhead,
     states: WindowStates,
     index: int,
     matrices: dict[str, Matrix],
     needs: Statistic,
     run: Run,
 ) -> DenseBlock:
-    block = source.block(index)
+    block, raw = ahead.take(index)
+    source = states.source
     stages = []
     for stage in states.stages:
         reading = tuple(matrices[name] for name in stage.linears)
@@ -79,4 +82,4 @@ def _gather(
         inputs = states.dense_inputs(block, part, leave=not last)
         for (_, moments), batch in zip(stages, inputs, strict=True):
             moments.add(batch)
-    return DenseBlock(index, source.raw_block(index), tuple(stages))
+    return DenseBlock(index, raw, tuple(stages))

@@ -34,7 +34,7 @@ class HiddenStates:
         self._file: Path | None = None
         if self.nbytes <= run.hidden_budget or run.work is None:
             self.place = device.type
-            if device.type != "cpu" and self.nbytes > _free(device) // 2:
+            if device.type != "cpu" and not (run.device_states and self.nbytes <= _free(device) // 2):
                 self.place = "cpu"
             self._states = torch.empty(size, dtype=dtype, device=self.place)
         else:

@@ -23,6 +23,7 @@ from methods.interface import (
 from methods.layerwise.rule import Solution
 from methods.moments import Moments, Statistic
 from methods.quantise.stored import grid_tensors
+from methods.stream.ahead import BlocksAhead
 from methods.stream.errors import OutputErrors
 from methods.stream.heap import give_back
 from methods.stream.resume import ResumePoint
@@ -60,16 +61,6 @@ class _Walk:
         self.clock = Stopwatch(source.device)
         self.reports: list[MatrixReport] = []
         self.finished: Block = {}
-
-    def block(self, index: int) -> tuple[Block, Block]:
-        """A block to prune, and the same as stored. Raises NonFiniteError, CheckpointError."""
-        raw = self.source.raw_block(index)
-        for name, tensor in raw.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(
-                    f"block {index} {name}: the checkpoint holds NaN or infinity; fetch the model again"
-                )
-        return self.source.block(index), raw
 
     def prune_block(self, index: int, block: Block, raw: Block) -> None:
         """Replace the block's matrices by pruned ones and its input states by its outputs."""
@@ -268,20 +259,21 @@ def walk(
     del progress
     run.observer.phase("prune", blocks)
     run.observer.step(start, f"resumed after block {start - 1}" if start else "")
-    for index in range(start, blocks):
-        with pruning.clock("read"):
-            block, raw = pruning.block(index)
-        pruning.prune_block(index, block, raw)
-        with pruning.clock("write"):
-            sink.put(index, pruning.finished)
-            if point is not None:
-                states = pruning.states.hidden.whole() if index + 1 < blocks else torch.empty(0)
-                point.save(index + 1, states, pruning.reports, pruning.clock.seconds)
-        # nothing of this block may lie beside the next one
-        del block, raw
-        pruning.finished = {}
-        give_back()
-        run.observer.step(index + 1, _note(pruning.reports, index))
+    with BlocksAhead(source, start, convert=run.prefetch, check=True) as ahead:
+        for index in range(start, blocks):
+            with pruning.clock("read"):
+                block, raw = ahead.take(index)
+            pruning.prune_block(index, block, raw)
+            with pruning.clock("write"):
+                sink.put(index, pruning.finished)
+                if point is not None:
+                    states = pruning.states.hidden.whole() if index + 1 < blocks else torch.empty(0)
+                    point.save(index + 1, states, pruning.reports, pruning.clock.seconds)
+            # nothing of this block may lie beside the next ones
+            del block, raw
+            pruning.finished = {}
+            give_back()
+            run.observer.step(index + 1, _note(pruning.reports, index))
     pruning.states.close()
     return PruneReport(tuple(pruning.reports), _seconds(pruning.clock.seconds), resumed_blocks=start)
 

@@ -81,11 +81,40 @@ def test_dense_against_itself_is_zero(tmp_path: Path, family: str) -> None:
     assert abs(scores.divergence).max() < 1e-7 and scores.flips.max() == 0
 
 
+@pytest.mark.parametrize("model", ["nano-opt", "nano-bloom", "nano-llama"])
+def test_states_on_disk_change_no_bit(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.models.load import resolve
+
+    folder = resolve(model).path
+    dense, windows = CheckpointSource(folder), _WINDOWS[:5]
+    calibration = Calibration(_WINDOWS[5:], _WINDOWS[5:6])
+    blocks = BlockFolder(tmp_path / "blocks")
+    get("magnitude", {}).prune(dense, calibration, Target.parse("50%"), blocks, Run())
+    pruned = CheckpointSource(folder, overlay=blocks.folder)
+    places: list[str] = []
+    made = perplexity.HiddenStates.close
+    monkeypatch.setattr(
+        perplexity.HiddenStates, "close", lambda states: (places.append(states.place), made(states))
+    )
+    found = []
+    for name, budget in (("memory", 1 << 30), ("disk", 0)):
+        run = Run(hidden_budget=budget, batch_tokens=40, work=tmp_path / name)
+        states = DenseStates(tmp_path / name / "dense")
+        found.append(score(dense, windows, run, dense_states=states).loss)
+        scores = score(pruned, windows, run, dense=dense, dense_states=states)
+        assert scores.divergence is not None and scores.flips is not None
+        found[-1] = (found[-1], scores.loss, scores.divergence, scores.flips, scores.blocks)
+    assert places == ["cpu", "cpu", "disk", "disk"]
+    assert all((first == second).all() for first, second in zip(*(some[:4] for some in found), strict=True))
+    assert found[0][4] == found[1][4]
+    assert not list(tmp_path.rglob("*.map"))
+
+
 @pytest.mark.parametrize("budget", [0, 2 * 20 * 24 * 4, 1 << 30])
-def test_sections_and_batches_change_nothing(tmp_path: Path, budget: int) -> None:
+def test_sections_and_batches_change_rounding_only(tmp_path: Path, budget: int) -> None:
     source = CheckpointSource(saved(tmp_path / "model", "bloom"))
     whole = score(source, _WINDOWS, Run())
-    parts = score(source, _WINDOWS, Run(hidden_budget=budget, batch_tokens=1, work=tmp_path / "work"))
+    parts = score(source, _WINDOWS, Run(hidden_budget=budget, batch_tokens=1))
     assert abs(whole.loss - parts.loss).max() < 1e-6
 
 

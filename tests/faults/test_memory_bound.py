@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from large_models import opt_config, random_checkpoint
 
 from bench.measure.memory import PeakMemory
-from methods.families import family_of, shape_of
 from methods.interface import Calibration, Run
 from methods.registry import get
 from methods.stream.sink import BlockFolder
@@ -28,40 +27,9 @@ from methods.target import Target
 _SAMPLES, _LENGTH, _HELDOUT = 16, 512, 4
 
 
-def opt(folder: Path, blocks: int, width: int = 2048, vocabulary: int = 50272) -> Path:
-    """A randomly initialised float16 checkpoint, by default of OPT-1.3B's shapes, one shard a block."""
-    config = {
-        "model_type": "opt",
-        "hidden_size": width,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": width // 64,
-        "ffn_dim": 4 * width,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": 2048,
-        "word_embed_proj_dim": width,
-        "do_layer_norm_before": True,
-        "activation_function": "relu",
-    }
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    shape, family = shape_of(config), family_of(config)
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(name: str, size: tuple[int, ...]) -> torch.Tensor:
-        if "norm" in name:
-            return (torch.ones if name.endswith("weight") else torch.zeros)(size, dtype=torch.float16)
-        return torch.empty(size).normal_(std=0.02, generator=generator).half()
-
-    weight_map: dict[str, str] = {}
-    shards = {"outer": family.outer_tensors(shape)}
-    for index in range(blocks):
-        prefix = family.block_prefix(index)
-        shards[f"block{index}"] = {prefix + name: size for name, size in family.block_tensors(shape).items()}
-    for shard, sizes in shards.items():
-        save_file({name: drawn(name, size) for name, size in sizes.items()}, folder / f"{shard}.safetensors")
-        weight_map |= dict.fromkeys(sizes, f"{shard}.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
+def opt(folder: Path, blocks: int, **sizes: int) -> Path:
+    """A checkpoint by default of OPT-1.3B's shapes."""
+    return random_checkpoint(folder, opt_config(blocks, **sizes))
 
 
 def measure(folder: Path, work: Path, dtype: str) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from sample_records import record
 from bench.models.registry import entries
 from bench.plan.capacity import Machine, existing, free_memory, machine, measured_rate
 from bench.plan.cells import Cell, Plan, expand
+from bench.plan.rates import Rates
 from bench.plan.resources import Estimate, estimate, fit, needs
 from bench.plan.settings import gather
 from bench.plan.stored import stored
 from bench.results.segments import Store
 
+RATES = Rates(1e12, 1e12)
 ROOMY = Machine(memory=10**15, disk=10**15, cache=10**15, one_disk=True)
 
 
@@ -32,7 +34,7 @@ def last(**flags: Any) -> Cell:
 
 def test_every_registered_model_has_an_estimate() -> None:
     for cell in plan(models=",".join(entry.id for entry in entries())).cells:
-        need = estimate(cell, rate=1e12)
+        need = estimate(cell, rates=RATES)
         assert need.memory_bytes > 0
         assert need.flops > 0
         assert need.seconds == pytest.approx(need.flops / 1e12)
@@ -41,7 +43,7 @@ def test_every_registered_model_has_an_estimate() -> None:
 
 def test_what_a_method_declares_shows_in_its_estimate() -> None:
     needs = {
-        name: estimate(last(methods=name), rate=1e12)
+        name: estimate(last(methods=name), rates=RATES)
         for name in (
             "wanda",
             "wanda@owl",
@@ -302,11 +304,11 @@ def test_a_sliced_model_takes_the_disk_and_time_of_its_own_size() -> None:
 
 
 def _recovered(recover: str, **flags: Any) -> Estimate:
-    return estimate(last(methods="sparsegpt", recover=recover, **flags), rate=1e12)
+    return estimate(last(methods="sparsegpt", recover=recover, **flags), rates=RATES)
 
 
 def test_recovery_counts_the_model_its_gradients_and_its_text() -> None:
-    shot = estimate(last(methods="sparsegpt"), rate=1e12)
+    shot = estimate(last(methods="sparsegpt"), rates=RATES)
     lora, full = _recovered("lora"), _recovered("full")
     weights, prunable = 1_315_758_080, 1_207_959_552
     # gradient, two moments and the best step in float32 for full, two masked sums for LoRA, beside the weights
@@ -324,9 +326,9 @@ def test_recovery_counts_the_model_its_gradients_and_its_text() -> None:
 
 
 def test_a_gradual_schedule_prunes_once_a_stage() -> None:
-    shot, full = estimate(last(methods="sparsegpt"), rate=1e12), _recovered("full")
+    shot, full = estimate(last(methods="sparsegpt"), rates=RATES), _recovered("full")
     staged = _recovered("full", gradual="4")
-    pruning = estimate(last(methods="sparsegpt", evaluations="decode"), rate=1e12).flops
+    pruning = estimate(last(methods="sparsegpt", evaluations="decode"), rates=RATES).flops
     assert staged.flops - full.flops == pytest.approx(3 * pruning, rel=0.1)
     assert staged.disk_bytes > full.disk_bytes > shot.disk_bytes
     assert staged.memory_bytes == full.memory_bytes

@@ -66,6 +66,8 @@ hessian_dtype: float64
 schedule: blockwise
 threads: 2
 hidden-budget: 500MB
+memory-budget: 8GiB
+rates: {memory: 80GiB, flops: 156e12, flops32: 9.75e12, read: 3GB}
 set: {sparsegpt: {percdamp: 0.1, reference: true}, magnitude.reference: false}
 save: true
 save-as: [dense, bitmap]
