@@ -26,9 +26,7 @@ def _images(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...
 
 
 @click.command("report")
-@click.option(
-    "--out", type=Place(), default="bench-out", help="The run's folder or URL; bench-out."
-)
+@click.option("--out", type=Place(), default="bench-out", help="The run's folder or URL; bench-out.")
 @click.option(
     "--format",
     "form",

@@ -25,9 +25,7 @@ _OVER = ("done", "cached", "refused", "failed")
 
 
 @click.command("status")
-@click.option(
-    "--out", type=Place(), default="bench-out", help="The run's folder or URL; bench-out."
-)
+@click.option("--out", type=Place(), default="bench-out", help="The run's folder or URL; bench-out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_context
 def command(ctx: click.Context, out: Path, as_json: bool) -> None:

@@ -261,13 +261,19 @@ def _opened(url: str) -> tuple[Any, str]:
 
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if _EXTRAS.get(parts.scheme) == "s3":
-            options["config_kwargs"] = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 0}}
+            options["config_kwargs"] = {
+                "connect_timeout": 5,
+                "read_timeout": 60,
+                "retries": {"max_attempts": 0},
+            }
         files, root = fsspec.core.url_to_fs(url, **options)
         if hasattr(files, "retries"):
             files.retries = 1  # ours are enough, and say when they give up
     except ImportError as error:
         extra = _EXTRAS.get(parts.scheme)
-        how = f"pip install 'prune-bench[{extra}]'" if extra else f"install what fsspec needs for it ({error})"
+        how = (
+            f"pip install 'prune-bench[{extra}]'" if extra else f"install what fsspec needs for it ({error})"
+        )
         raise UserError(f"'{shown(url)}' needs a package that is not installed: {how}") from None
     except ValueError as error:
         raise UserError(

@@ -3,7 +3,7 @@
 `python tests/faults/chaos.py --points 200 --seed 1 --log FILE` is what `nox -s chaos` runs. Every attempt is a process of
 its own that runs `bench run`; it is forked from one that has the imports done, so that the points fall on the grid and
 not on the start. A point is the n-th step on the file system (before it, after it, or in the middle of a write) or a
-moment; the blow is SIGKILL, or SIGTERM, which must end with exit code 130.
+moment, mostly counted from where new work begins, so that a grid gets on; the blow is SIGKILL, or SIGTERM, which must end with exit code 130.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from saved_models import saved_with_tokenizer
 from bench.cli.main import main as bench
 from bench.results.records import Metric
 from bench.results.segments import Store
+from bench.run.live import LiveObserver
 
 STEPS = ("open", "write", "fsync", "replace", "ftruncate", "unlink")
 """Functions of `os` on which a point can fall; everything this program keeps goes through them."""
@@ -46,12 +47,13 @@ FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One blow: after `step` steps on the file system, or `seconds` after the start."""
+    """One blow: after `step` steps on the file system, or after `seconds`; from the start, or from the first new work."""
 
     signal: str
     step: int = 0
     place: str = ""
     seconds: float = 0.0
+    at_work: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Hook:
 
     def __init__(self, point: Point | None, told: int) -> None:
         self.point, self.told, self.count = point, told, 0
+        self.counting = point is None or not point.at_work
         self.dice = random.Random(repr(point))
         self.whole = {name: getattr(os, name) for name in STEPS}
         for name in STEPS:
@@ -77,7 +80,7 @@ class Hook:
         real = self.whole[name]
 
         def step(*words: Any, **more: Any) -> Any:
-            self.count += 1
+            self.count += self.counting
             point = self.point
             if point is None or self.count != point.step:
                 return real(*words, **more)
@@ -96,6 +99,17 @@ class Hook:
         assert self.point is not None
         self.whole["write"](self.told, f"at {name}\n".encode())
         os.kill(os.getpid(), getattr(signal, self.point.signal))
+
+    def begin(self) -> None:
+        """Say when new work begins, and count from there if the point asks for it."""
+        phase = LiveObserver.phase
+
+        def heard(observer: LiveObserver, name: str, total: int) -> None:
+            self.counting = True
+            self.whole["write"](self.told, b"begun\n")
+            phase(observer, name, total)
+
+        LiveObserver.phase = heard  # type: ignore[method-assign]
 
     def acknowledge(self) -> None:
         """Say every record whose `append` has returned: from then on it must never be missing."""
@@ -122,20 +136,31 @@ def attempt(out: Path, models: str, point: Point | None) -> tuple[int, list[str]
                 os.dup2(said.fileno(), 2)
             hook = Hook(point, told)
             hook.acknowledge()
+            hook.begin()
             code = bench(["run", "--models", models, *FLAGS, "--out", str(out)])
             hook.whole["write"](told, f"steps {hook.count}\n".encode())
         finally:
             os._exit(code)
     os.close(told)
+    heard = b""
     if point is not None and point.seconds:
+        if point.at_work:
+            heard = _until(ear, b"begun")
         time.sleep(point.seconds)
         os.kill(child, getattr(signal, point.signal))  # not reaped yet, so the number is still its own
-    heard = b""
     while piece := os.read(ear, 65536):
         heard += piece
     os.close(ear)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status, heard.decode().splitlines(), time.monotonic() - began
+
+
+def _until(ear: int, word: bytes) -> bytes:
+    """What is heard until a word comes, or the end."""
+    heard = b""
+    while word not in heard and (piece := os.read(ear, 65536)):
+        heard += piece
+    return heard
 
 
 def outcome(out: Path) -> dict[str, Any]:
@@ -188,10 +213,11 @@ class Chaos:
 
     def _point(self) -> Point:
         name = "SIGKILL" if self.dice.random() < 0.75 else "SIGTERM"
+        at_work = self.dice.random() < 0.85
         if self.dice.random() < 0.3:
-            return Point(name, seconds=self.dice.uniform(0.05, 0.15 * self.seconds))
+            return Point(name, seconds=self.dice.uniform(0.001, 0.1 * self.seconds), at_work=at_work)
         place = self.dice.choice(("before", "after", "amid"))
-        return Point(name, step=self.dice.randrange(1, max(2, self.steps // 6)), place=place)
+        return Point(name, step=self.dice.randrange(1, self.steps // 6), place=place, at_work=at_work)
 
     def _grid(self, out: Path) -> None:
         stored: set[str] = set()
@@ -208,6 +234,8 @@ class Chaos:
                     break
             function = next((line.split()[1] for line in said if line.startswith("at ")), "moment")
             self.struck.append(Struck(function, self._phase(out), code))
+            if len(self.struck) % 10 == 0:
+                print(f"{len(self.struck)} points, {self.grids} grids, {len(self.wrong)} wrong", flush=True)
         found = outcome(out)
         for part, expected in self.expected.items():
             names = {name for name in expected | found[part] if expected.get(name) != found[part].get(name)}
@@ -227,7 +255,9 @@ class Chaos:
             cells = json.loads((out / "run.json").read_text())["cells"]
         except (OSError, ValueError):
             return "before the first cell"
-        return next((cell["phase"] or "start" for cell in cells if cell["state"] == "running"), "between cells")
+        return next(
+            (cell["phase"] or "start" for cell in cells if cell["state"] == "running"), "between cells"
+        )
 
     def _last_words(self) -> str:
         return (self.folder / "said.txt").read_text()[-500:]

@@ -94,7 +94,10 @@ def test_concurrent_writers_lose_and_double_nothing(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[1]),))}
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WRITER, bucket, str(number)], env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _WRITER, bucket, str(number)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for number in range(3)
     ]
@@ -124,7 +127,10 @@ def test_values_travel_and_a_damaged_object_is_set_aside(
         store.append(record(cell="good", finished=later(1), values=name))
         store.append(record(cell="bad", finished=later(2)))
     assert writer.publish() == 2
-    hashes = {entry.cell: hashed for entry, hashed in zip(Store(writer.folder).history(), _hashes(writer), strict=True)}
+    hashes = {
+        entry.cell: hashed
+        for entry, hashed in zip(Store(writer.folder).history(), _hashes(writer), strict=True)
+    }
     (path,) = (p for p in writer.files.find(writer.root) if hashes["bad"] in p)
     whole = writer.files.cat_file(path)
     writer.files.pipe_file(path, whole[:-20])
@@ -168,11 +174,23 @@ def test_the_command_runs_reports_and_saves_at_a_url(
     bucket: str, elsewhere: Callable[[str], remote.Mirror], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = saved_with_tokenizer(tmp_path / "model", "opt")
-    words = ["run", "--models", f"path:{model}", "--methods", "magnitude", "--protocol", "nano", "--windows", "2"]
+    words = [
+        "run",
+        "--models",
+        f"path:{model}",
+        "--methods",
+        "magnitude",
+        "--protocol",
+        "nano",
+        "--windows",
+        "2",
+    ]
     words += ["--threads", "1", "--save", "--out", bucket]
     assert main(words) == 0, capsys.readouterr().err
     mine = next(iter(remote._mirrors.values()))
-    saved = {p.rpartition("/")[2]: mine.files.info(p)["size"] for p in mine.files.find(f"{mine.root}/checkpoints")}
+    saved = {
+        p.rpartition("/")[2]: mine.files.info(p)["size"] for p in mine.files.find(f"{mine.root}/checkpoints")
+    }
     local = {p.name: p.stat().st_size for p in mine.folder.glob("checkpoints/*/*")}
     assert saved == local and "model.safetensors" in saved
     everything = b"".join(mine.files.cat(mine.files.find(f"{mine.root}/records")).values())
@@ -187,7 +205,9 @@ def test_the_command_runs_reports_and_saves_at_a_url(
     assert "magnitude,50%" in shown and "5 done" in shown
     assert main(["compare", bucket, bucket]) == 0
     assert main([word for word in words if word != "--save"]) == 0
-    assert "2 cached" in capsys.readouterr().out, "what is stored at the URL is not done again on another machine"
+    assert "2 cached" in capsys.readouterr().out, (
+        "what is stored at the URL is not done again on another machine"
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,7 +218,9 @@ def test_the_command_runs_reports_and_saves_at_a_url(
         ("s3://", "names no place"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused(url: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_url_that_cannot_be_used_is_refused(
+    url: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in (["report"], ["run", "--models", "nano-opt", "--methods", "magnitude"]):
         assert main([*command, "--out", url]) == 2
         shown = capsys.readouterr().err
