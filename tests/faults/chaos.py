@@ -3,7 +3,8 @@
 `python tests/faults/chaos.py --points 200 --seed 1 --log FILE` is what `nox -s chaos` runs. Every attempt is a process of
 its own that runs `bench run`; it is forked from one that has the imports done, so that the points fall on the grid and
 not on the start. A point is the n-th step on the file system (before it, after it, or in the middle of a write) or a
-moment, mostly counted from where new work begins, so that a grid gets on; the blow is SIGKILL, or SIGTERM, which must end with exit code 130.
+moment, mostly counted from where new work begins, so that a grid gets on; the blow is SIGKILL, or SIGTERM, which must end
+with exit code 130.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -167,7 +169,7 @@ def outcome(out: Path) -> dict[str, Any]:
     """What must not depend on how often the grid was killed: figures to the last bit, side files, weights."""
     figures = {}
     for record in Store(out).records():
-        name = " ".join((record.model, record.method, record.target, record.phase, record.protocol))
+        name = f"{record.model} {record.method} {record.target} {record.phase} {record.protocol}"
         metrics = {m.name: repr(m.value) for m in record.metrics if not _of_the_machine(m)}
         matrices = [{**asdict(matrix), "seconds": 0} for matrix in record.matrices]
         figures[name] = repr((record.status, record.reason, metrics, matrices, record.values))
@@ -285,10 +287,8 @@ def warmed() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import bench.evaluate.perplexity
-    import bench.run.grid
-    import reports.pages
-    import reports.terminal  # noqa: F401
+    for name in ("bench.evaluate.perplexity", "bench.run.grid", "reports.pages", "reports.terminal"):
+        importlib.import_module(name)
 
 
 def main() -> int:

@@ -156,9 +156,12 @@ def test_an_outage_keeps_records_and_the_next_run_publishes_them(
     said: list[str] = []
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     folder = remote.place(bucket)
-    with pytest.raises(MachineError, match="1 records wait in .* publishes them"):
-        with remote.publishing(folder, said.append), Store(folder, create=True) as store:
-            store.append(record(cell="kept"))
+    with (
+        pytest.raises(MachineError, match=r"1 records wait in .* publishes them"),
+        remote.publishing(folder, said.append),
+        Store(folder, create=True) as store,
+    ):
+        store.append(record(cell="kept"))
     assert len(said) == 1 and "for now" in said[0] and "testing-secret" not in said[0]
     os.close(remote._mirrors.pop(folder)._held)  # as that process's end would
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
