@@ -200,6 +200,17 @@ def audit(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill a grid at 200 random points, each time resume it, and compare with one left alone; the log goes to runs/chaos.
+
+    `-- --seed N --points N --log FILE` gives other points; the seed is printed.
+    """
+    session.install("-q", *PINS, "-e", ".[test]")
+    log = () if _option(session, "--log") else ("--log", "runs/chaos/log.json")
+    session.run("python", "tests/faults/chaos.py", *log, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def nightly(session: nox.Session) -> None:
     """Run the nightly grid, judge it against the baseline, and write summary, report and leaderboard to runs/nightly.
 

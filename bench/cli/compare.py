@@ -9,6 +9,7 @@ import click
 
 from bench.cli.failures import Session, one_line
 from bench.cli.output import console, print_json
+from bench.cli.places import Place
 
 if TYPE_CHECKING:
     from reports.compare.tolerances import Tolerances
@@ -24,8 +25,8 @@ Examples
 
 
 @click.command("compare", epilog=_EPILOG)
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path))
+@click.argument("base", type=Place())
+@click.argument("new", type=Place())
 @click.option(
     "--tolerances",
     "file",

@@ -9,6 +9,7 @@ import click
 from bench.cli.compare import check_store
 from bench.cli.failures import one_line, say_error
 from bench.cli.output import counted, print_json
+from bench.cli.places import Place
 
 __all__ = ["command"]
 
@@ -54,7 +55,7 @@ def command() -> None:
 
 
 @command.command("build")
-@click.argument("stores", nargs=-1, type=click.Path(path_type=Path), metavar="[STORE]...")
+@click.argument("stores", nargs=-1, type=Place(), metavar="[STORE]...")
 @_OUT
 def build(stores: tuple[Path, ...], out: Path) -> None:
     """Write the leaderboard of the stores, and of those taken in (the default of `bench leaderboard`)."""
@@ -77,7 +78,7 @@ def build(stores: tuple[Path, ...], out: Path) -> None:
 
 
 @command.command("add")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=Place())
 @_OUT
 @click.option("--name", help="Its name on the leaderboard; that of its folder.")
 @click.option("--check", is_flag=True, help="Only say what is missing.")

@@ -9,6 +9,7 @@ import click
 
 from bench.cli.failures import Session, one_line
 from bench.cli.output import console, print_json
+from bench.cli.places import Place
 
 __all__ = ["check_out", "command"]
 
@@ -25,9 +26,7 @@ def _images(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...
 
 
 @click.command("report")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("bench-out"), help="The run's folder; bench-out."
-)
+@click.option("--out", type=Place(), default="bench-out", help="The run's folder or URL; bench-out.")
 @click.option(
     "--format",
     "form",

@@ -130,7 +130,7 @@ _SETTINGS = {"allow_extra_args": True}
     shell_complete=complete.forms,
     help="Keep them as dense, bitmap, quantised.",
 )
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="The run's folder; bench-out.")
+@click.option("--out", metavar="DIR", help="The run's folder, or a URL such as s3://bucket/path; bench-out.")
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."
 )
@@ -161,6 +161,7 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
     flags["assignments"] = flags["assignments"] or None
 
     from bench.plan.settings import gather
+    from bench.results.remote import publishing
 
     settings = gather(flags, config, session.words)
     session.out = settings.out
@@ -173,7 +174,12 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
         return 0 if plan.cells else 1
     prepare_out(settings.out)
     session.resumable = True
-    return execute(plan, session)
+    with publishing(settings.out, _warn):
+        return execute(plan, session)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {one_line(text)}", err=True)
 
 
 def _refuse_extra(ctx: click.Context) -> None:

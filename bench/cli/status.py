@@ -16,6 +16,7 @@ import click
 
 from bench.cli.failures import Session, one_line
 from bench.cli.output import console, print_json, print_table
+from bench.cli.places import Place
 
 __all__ = ["command", "inspect"]
 
@@ -24,9 +25,7 @@ _OVER = ("done", "cached", "refused", "failed")
 
 
 @click.command("status")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("bench-out"), help="The run's folder; bench-out."
-)
+@click.option("--out", type=Place(), default="bench-out", help="The run's folder or URL; bench-out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_context
 def command(ctx: click.Context, out: Path, as_json: bool) -> None:

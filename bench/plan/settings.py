@@ -27,6 +27,7 @@ from bench.plan.grammar import (
 from bench.plan.mirroring import Entity, Mode, Project, Tags
 from bench.plan.rates import Elsewhere, parse_rates
 from bench.plan.saving import FORMS
+from bench.results.remote import is_url, place
 from methods.errors import UserError
 from methods.recover.spelling import MOST_STAGES
 from methods.selection import Selection
@@ -212,15 +213,21 @@ def _name(option: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _path(option: str) -> BeforeValidator:
-    def check(value: object) -> Path | None:
-        if value is None:
-            return None
-        if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
-            raise UserError(f"--{option} is '{shown(value)}'; give a folder")
-        return Path(value).expanduser()
+def _folder(value: object, option: str) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+        raise UserError(f"--{option} is '{shown(value)}'; give a folder")
+    return Path(value).expanduser()
 
-    return BeforeValidator(check)
+
+def _path(option: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: _folder(value, option))
+
+
+def _out(value: object) -> Path | None:
+    """A folder, or the spool of a URL."""
+    return place(value) if isinstance(value, str) and is_url(value) else _folder(value, "out")
 
 
 class Settings(BaseModel):
@@ -283,7 +290,7 @@ class Settings(BaseModel):
     save: Annotated[bool, _flag("save")] = False
     save_as: Annotated[tuple[str, ...], BeforeValidator(_forms)] = ()
     """Forms to keep pruned models in; see ``saved``."""
-    out: Annotated[Path, _path("out")] = Path("bench-out")
+    out: Annotated[Path, BeforeValidator(_out)] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
     wandb: Mode = "off"
     """Whether finished records are mirrored as W&B runs, and uploaded."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from bench.measure.machine import commit, environment
 from bench.plan.cells import Cell
 from bench.plan.saving import forms_of, refused
-from bench.results.records import Record, now
+from bench.results.records import Record, moment, now
 from bench.results.segments import Store
 from bench.results.values import save_values
 from bench.run import phases, saved
@@ -54,6 +55,7 @@ class CellRunner:
         self.subjects = Subjects()
         self.done = store.done()
         self._known: dict[str, list[Record]] = {}
+        self._latest = max((moment(record.finished) for record in store.records()), default=None)
         for record in store.records():
             self._known.setdefault(record.cell, []).append(record)
         self._obtainable: dict[tuple[str, int], bool] = {}
@@ -130,14 +132,14 @@ class CellRunner:
     def _ended(
         self, cell: Cell, keys: Keys, machine: dict[str, Any], phase: str, status: str, reason: str
     ) -> Record:
-        moment = now()
+        ended = now()
         return Record(
             **self._identity(cell, keys, phase),
             status=status,  # type: ignore[arg-type]
             reason=reason,
             provenance=self._provenance(None, machine),
-            started=moment,
-            finished=moment,
+            started=ended,
+            finished=ended,
         )
 
     def clear(self) -> None:
@@ -145,11 +147,26 @@ class CellRunner:
         shutil.rmtree(self.out / "work", ignore_errors=True)
 
     def _append(self, record: Record) -> None:
+        record = self._after_all(record)
         self.store.append(record)
         known = [other for other in self._known.get(record.cell, []) if other.key != record.key]
         self._known[record.cell] = [*known, record]
         if record.settled:
             self.done.add(record.key)
+
+    def _after_all(self, record: Record) -> Record:
+        """The record, finished after every other: the last word is told by the time, and clocks may go back."""
+        finished = moment(record.finished)
+        if self._latest is not None and finished <= self._latest:
+            said = f"the clock went back: it said {record.finished}, when a record of {self._latest.isoformat()} was stored"
+            finished = self._latest + timedelta(microseconds=1)
+            moved = {
+                "finished": finished.isoformat(timespec="microseconds"),
+                "warnings": (*record.warnings, said),
+            }
+            record = record.model_copy(update=moved)
+        self._latest = finished
+        return record
 
     def _prune(
         self, cell: Cell, subject: Subject, keys: Keys, machine: dict[str, Any], *, wanted: list[str]
