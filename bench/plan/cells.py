@@ -155,7 +155,7 @@ def expand(settings: Settings) -> Plan:
             f"--data-dir '{shown(settings.data_dir)}' is no folder; give one that holds the texts"
         )
     chosen = _methods(settings)
-    device = _device(settings.device)
+    device = _device(settings.device, elsewhere=settings.ray_address is not None)
     if settings.packed and device != "cpu":
         raise UserError(
             f"--packed scores through kernels for CPUs, and the device is {device}; add --device cpu"
@@ -430,10 +430,15 @@ def _protocol(settings: Settings, model: str) -> Protocol:
     return standard(settings.protocol or default, settings.text, **given)
 
 
-def _device(asked: str) -> str:
-    """``cpu`` or ``cuda:N``. Raises UserError for a GPU that is not there."""
+def _device(asked: str, *, elsewhere: bool = False) -> str:
+    """``cpu`` or ``cuda:N``. Raises UserError for a GPU that is not there.
+
+    ``elsewhere``: cells run on other machines, where a cell that asks for a GPU sees the one that it got.
+    """
     if asked == "cpu":
         return asked
+    if elsewhere:
+        return "cpu" if asked == "auto" else "cuda:0"
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

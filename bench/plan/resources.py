@@ -9,6 +9,7 @@ with gradients and moments of what trains; a gradual schedule prunes once a stag
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -86,12 +87,15 @@ def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ())
     A download beyond what may pass unasked is refused without ``--yes``. ``stored`` cells need nothing.
     """
     reasons: dict[Cell, str] = {}
+    elsewhere = plan.settings.ray_address is not None
     saved = 0
     fetched: dict[str, int] = {}
     for cell in plan.cells:
         if cell in stored:
             continue
-        free = there or machine(plan.settings.out, cell.device)
+        free = there or machine(plan.settings.out, "cpu" if elsewhere else cell.device)
+        if elsewhere:
+            free = replace(free, memory=sys.maxsize)  # the executor asks the nodes
         need = estimate(cell, saved=plan.settings.saved)
         download = 0 if cell.model in fetched else need.download_bytes
         pending = sum(fetched.values())

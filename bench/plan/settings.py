@@ -278,6 +278,12 @@ class Settings(BaseModel):
     save: Annotated[bool, _flag("save")] = False
     save_as: Annotated[tuple[str, ...], BeforeValidator(_forms)] = ()
     """Forms to keep pruned models in; see ``saved``."""
+    executor: Annotated[str, _choice("executor", "local", "ray")] = "local"
+    """Where cells run: in this process, or on the nodes of a Ray cluster. Changes no figure."""
+    ray_address: Annotated[str | None, _name("ray-address")] = None
+    """HOST:PORT of a cluster, or ``auto``; one of this machine, for this run, where None."""
+    calibration_workers: Annotated[int, _whole("calibration-workers", 1, 1024)] = 1
+    """Workers that share the calibration windows of every layer-wise cell."""
     out: Annotated[Path, _path("out")] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
     wandb: Mode = "off"
@@ -300,6 +306,16 @@ class Settings(BaseModel):
                 "--save-as quantised packs weights on grids, and --bits joins no grid to any target; add --bits 4, or leave "
                 "quantised out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ray_only(self) -> Settings:
+        for option, given in (
+            ("ray-address", self.ray_address),
+            ("calibration-workers", self.calibration_workers > 1 and self.calibration_workers),
+        ):
+            if given and self.executor != "ray":
+                raise UserError(f"--{option} {shown(given)} needs Ray; add --executor ray, or leave it out")
         return self
 
     @property
