@@ -41,9 +41,7 @@ def cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
     )
     try:
         made.workers = [
-            made.add_node(
-                num_cpus=cpus, node_ip_address=LOOPBACK, object_store_memory=100 << 20, wait=False
-            )
+            made.add_node(num_cpus=cpus, node_ip_address=LOOPBACK, object_store_memory=100 << 20, wait=False)
             for _ in range(nodes)
         ]
         made.wait_for_nodes()
@@ -81,7 +79,9 @@ class Killer:
     def close(self) -> None: ...
 
 
-def run(out: Path, observer: Any, *, address: str = "", **flags: Any) -> Outcome:
+def run(
+    out: Path, observer: Any, *, address: str = "", command: tuple[str, ...] = (), **flags: Any
+) -> Outcome:
     """`bench run` with these options, in process, or on the cluster at ``address``."""
     if address:
         from bench.executors.ray.run import execute
@@ -89,7 +89,7 @@ def run(out: Path, observer: Any, *, address: str = "", **flags: Any) -> Outcome
         flags |= {"executor": "ray", "ray_address": address}
     else:
         from bench.executors.local import execute
-    settings = gather({"threads": "1", **flags})
+    settings = gather({"threads": "1", **flags}, command=command)
     return execute(expand(settings), out, observer, force=settings.force, save=settings.saved)
 
 
@@ -107,7 +107,10 @@ def _key(record: Record) -> tuple[Any, ...]:
 
 def _figures(record: Record) -> dict[str, Any]:
     told = record.model_dump()
-    kept = {name: told[name] for name in ("status", "reason", "subject", "environment", "sources", "values", "warnings")}
+    kept = {
+        name: told[name]
+        for name in ("status", "reason", "subject", "environment", "sources", "values", "warnings")
+    }
     kept["metrics"] = [m for m in told["metrics"] if not any(part in m["name"] for part in MEASURED)]
     kept["matrices"] = [{k: v for k, v in matrix.items() if k != "seconds"} for matrix in told["matrices"]]
     return kept

@@ -130,9 +130,6 @@ _SETTINGS = {"allow_extra_args": True}
 @click.option(
     "--ray-address", metavar="ADDRESS", help="HOST:PORT of a Ray cluster, or auto; one of this machine."
 )
-@click.option(
-    "--calibration-workers", metavar="N", help="Ray workers that share the calibration of each cell; 1."
-)
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="The run's folder; bench-out.")
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."

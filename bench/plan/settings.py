@@ -282,8 +282,6 @@ class Settings(BaseModel):
     """Where cells run: in this process, or on the nodes of a Ray cluster. Changes no figure."""
     ray_address: Annotated[str | None, _name("ray-address")] = None
     """HOST:PORT of a cluster, or ``auto``; one of this machine, for this run, where None."""
-    calibration_workers: Annotated[int, _whole("calibration-workers", 1, 1024)] = 1
-    """Workers that share the calibration windows of every layer-wise cell."""
     out: Annotated[Path, _path("out")] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
     wandb: Mode = "off"
@@ -310,12 +308,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _ray_only(self) -> Settings:
-        for option, given in (
-            ("ray-address", self.ray_address),
-            ("calibration-workers", self.calibration_workers > 1 and self.calibration_workers),
-        ):
-            if given and self.executor != "ray":
-                raise UserError(f"--{option} {shown(given)} needs Ray; add --executor ray, or leave it out")
+        if self.ray_address is not None and self.executor != "ray":
+            raise UserError(
+                f"--ray-address {shown(self.ray_address)} is for Ray; add --executor ray, or leave it out"
+            )
         return self
 
     @property
