@@ -15,7 +15,7 @@ from bench.executors.grid import Outcome
 from bench.results.segments import Store
 
 # Ray leaves sockets and log files of its own to the garbage collector
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
