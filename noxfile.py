@@ -137,6 +137,13 @@ def native(session: nox.Session) -> None:
 
 
 @nox.session
+def scale(session: nox.Session) -> None:
+    """Run 516 cells over three Ray nodes, kill two of them, and hold every figure against the serial run's (an hour or so)."""
+    session.install("-q", *PINS, "-e", ".[test]")
+    session.run("pytest", "tests/executors", "-s", "-rs", "-m", "chaos", "--chaos", *session.posargs)
+
+
+@nox.session
 def speed(session: nox.Session) -> None:
     """Measure kernels and whole prunes, saved under .benchmarks; `-- --benchmark-compare` sets them beside the last."""
     session.install("-q", *PINS, "-e", ".[test]")

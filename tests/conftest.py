@@ -22,6 +22,7 @@ LOOPBACK = ("127.", "::1", "localhost")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--network", action="store_true", help="run tests marked network too")
+    parser.addoption("--chaos", action="store_true", help="run tests marked chaos too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -29,6 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("network") and not config.getoption("--network"):
             item.add_marker(pytest.mark.skip(reason="needs the network: pass --network"))
+        if item.get_closest_marker("chaos") and not config.getoption("--chaos"):
+            item.add_marker(pytest.mark.skip(reason="takes an hour or so: pass --chaos, or run nox -s scale"))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device: none here"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ def observer_for(settings: Settings) -> GridObserver:
 class QuietObserver:
     """Says nothing but which cells failed."""
 
+    def focus(self, index: int) -> None:
+        """Nothing to show."""
+
     def plan(self, cells: Sequence[Cell]) -> None:
         """Nothing to show."""
 
@@ -63,16 +67,24 @@ class QuietObserver:
         """Nothing to end."""
 
 
+@dataclass(slots=True)
+class _Shown:
+    """What was last said of a cell at work."""
+
+    started: float
+    phase: str = ""
+    steps: int = 0
+    said: float = 0.0
+
+
 class LineObserver:
     """Plain lines with the time in front, on standard error: cells and phases, and a step now and then."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._total = 0
-        self._phase = ""
-        self._steps = 0
-        self._said = 0.0
-        self._started = 0.0
+        self._at_work: dict[int, _Shown] = {}
+        self._index = 0
 
     def plan(self, cells: Sequence[Cell]) -> None:
         """How many cells there are."""
@@ -81,34 +93,50 @@ class LineObserver:
 
     def cell(self, index: int, cell: Cell) -> None:
         """A cell begins."""
-        self._started = self._clock()
+        self._index = index
+        self._at_work[index] = _Shown(started=self._clock())
         self._say(f"{self._at(index)} {cell.name}")
+
+    def focus(self, index: int) -> None:
+        """What follows is of that cell."""
+        self._index = index
 
     def phase(self, name: str, total: int) -> None:
         """A phase begins; it gets a line only once it has lasted."""
-        self._phase, self._steps, self._said = name, total, self._clock()
+        shown = self._shown()
+        shown.phase, shown.steps, shown.said = name, total, self._clock()
 
     def step(self, done: int, note: str = "") -> None:
         """A line where none was written for a while."""
-        if self._clock() - self._said >= _EVERY:
-            self._said = self._clock()
-            self._say(f"  {self._phase} {done}/{self._steps}{' ' + note if note else ''}")
+        shown = self._shown()
+        if self._clock() - shown.said >= _EVERY:
+            shown.said = self._clock()
+            self._say(f"  {self._which()}{shown.phase} {done}/{shown.steps}{' ' + note if note else ''}")
 
     def warning(self, text: str) -> None:
         """A warning."""
-        self._say(f"  warning: {text}")
+        self._say(f"  {self._which()}warning: {text}")
 
     def cached(self, index: int, cell: Cell) -> None:
         """A cell that was finished before."""
+        self._at_work.pop(index, None)
         self._say(f"{self._at(index)} {cell.name}: stored already")
 
     def done(self, index: int, cell: Cell, status: str, summary: str) -> None:
         """A cell ended."""
-        took = f" ({duration_text(self._clock() - self._started)})" if status == "done" else ""
+        began = self._at_work.pop(index, None)
+        took = f" ({duration_text(self._clock() - began.started)})" if status == "done" and began else ""
         self._say(f"{self._at(index)} {cell.name}: {status}{took}{'; ' + summary if summary else ''}")
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def _shown(self) -> _Shown:
+        return self._at_work.setdefault(self._index, _Shown(started=self._clock()))
+
+    def _which(self) -> str:
+        """Which cell a line is about, where several are at work."""
+        return f"{self._at(self._index)} " if len(self._at_work) > 1 else ""
 
     def _at(self, index: int) -> str:
         return f"[{index + 1}/{self._total}]"
@@ -133,6 +161,10 @@ class JsonObserver:
         """Event ``cell-started``."""
         self._index = index
         self._emit("cell-started", **_named(index, cell))
+
+    def focus(self, index: int) -> None:
+        """What follows is of that cell."""
+        self._index = index
 
     def phase(self, name: str, total: int) -> None:
         """Event ``phase``."""
@@ -178,7 +210,9 @@ class LiveDisplay:
             transient=True,
         )
         self._grid: TaskID | None = None
-        self._phase: TaskID | None = None
+        self._phases: dict[int, TaskID] = {}
+        self._names: dict[int, str] = {}
+        self._index = 0
         self._total = 0
         self._ended = 0
 
@@ -188,21 +222,30 @@ class LiveDisplay:
         self._grid = self._progress.add_task("grid", total=self._total, note="")
         self._progress.start()
 
-    def cell(self, index: int, cell: Cell) -> None:  # noqa: ARG002 - the protocol's
+    def cell(self, index: int, cell: Cell) -> None:
         """Name the cell beside the grid's bar."""
-        self._drop_phase()
+        self._drop_phase(index)
+        self._index = index
+        self._names[index] = one_line(cell.name)
         if self._grid is not None:
             self._progress.update(self._grid, note=one_line(cell.name), completed=self._ended)
 
+    def focus(self, index: int) -> None:
+        """What follows is of that cell: each at work has a bar."""
+        self._index = index
+
     def phase(self, name: str, total: int) -> None:
-        """Start the phase's bar."""
-        self._drop_phase()
-        self._phase = self._progress.add_task(f"  {one_line(name)}", total=total, note="")
+        """Start the phase's bar, named after its cell where several are at work."""
+        self._drop_phase(self._index)
+        which = f"{self._names.get(self._index, '')} " if len(self._names) > 1 else ""
+        self._phases[self._index] = self._progress.add_task(
+            f"  {which}{one_line(name)}", total=total, note=""
+        )
 
     def step(self, done: int, note: str = "") -> None:
         """Move the phase's bar."""
-        if self._phase is not None:
-            self._progress.update(self._phase, completed=done, note=one_line(note))
+        if self._index in self._phases:
+            self._progress.update(self._phases[self._index], completed=done, note=one_line(note))
 
     def warning(self, text: str) -> None:
         """A line above the bars."""
@@ -210,30 +253,32 @@ class LiveDisplay:
 
     def cached(self, index: int, cell: Cell) -> None:
         """A line above the bars; the grid moves on."""
-        self._advance(f"[{index + 1}/{self._total}] {cell.name}: stored already", "dim")
+        self._advance(index, f"[{index + 1}/{self._total}] {cell.name}: stored already", "dim")
 
     def done(self, index: int, cell: Cell, status: str, summary: str) -> None:
         """A line above the bars; the grid moves on."""
         style = {"done": "green", "refused": "yellow"}.get(status, "red")
         self._advance(
-            f"[{index + 1}/{self._total}] {cell.name}: {status}{'; ' + summary if summary else ''}", style
+            index,
+            f"[{index + 1}/{self._total}] {cell.name}: {status}{'; ' + summary if summary else ''}",
+            style,
         )
 
     def close(self) -> None:
         """Take the bars away."""
         self._progress.stop()
 
-    def _advance(self, text: str, style: str) -> None:
-        self._drop_phase()
+    def _advance(self, index: int, text: str, style: str) -> None:
+        self._drop_phase(index)
+        self._names.pop(index, None)
         self._ended += 1
         if self._grid is not None:
             self._progress.update(self._grid, completed=self._ended, note="")
         self._line(text, style)
 
-    def _drop_phase(self) -> None:
-        if self._phase is not None:
-            self._progress.remove_task(self._phase)
-            self._phase = None
+    def _drop_phase(self, index: int) -> None:
+        if index in self._phases:
+            self._progress.remove_task(self._phases.pop(index))
 
     def _line(self, text: str, style: str) -> None:
         from rich.text import Text

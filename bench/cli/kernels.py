@@ -77,9 +77,8 @@ def _execute(settings: KernelSettings, wanted: list[Problem], session: Session) 
     from bench.cli.output import print_json
     from bench.plan.capacity import free_memory
     from bench.results.segments import Store
-    from bench.run.grid import termination
     from bench.run.kernels import Outcome, run, without_memory
-    from bench.run.live import held
+    from bench.run.live import held, termination
 
     outcome, figures = Outcome(), []
     watch = _silent if settings.quiet else _say

@@ -130,6 +130,14 @@ _SETTINGS = {"allow_extra_args": True}
     shell_complete=complete.forms,
     help="Keep them as dense, bitmap, quantised.",
 )
+@click.option(
+    "--executor",
+    metavar="NAME",
+    help="local (this process, one cell after another) or ray (a cluster); local.",
+)
+@click.option(
+    "--ray-address", metavar="ADDRESS", help="HOST:PORT of a Ray cluster, or auto; one of this machine."
+)
 @click.option("--out", metavar="DIR", help="The run's folder, or a URL such as s3://bucket/path; bench-out.")
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."
@@ -166,6 +174,10 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
     settings = gather(flags, config, session.words)
     session.out = settings.out
     check_evaluations(settings)
+    if settings.executor == "ray" and not settings.dry_run:
+        from bench.executors.ray.cluster import installed
+
+        installed()
     plan, stored = _plan(settings)
     if settings.dry_run:
         from bench.cli.dry_run import show
@@ -252,14 +264,17 @@ def fitted(plan: Plan) -> tuple[Plan, frozenset[Cell]]:
 def execute(plan: Plan, session: Session) -> int:
     """Run a plan, show its table, write its report; returns the exit code."""
     from bench.cli.console import observer_for
-    from bench.run import grid
 
     settings = plan.settings
+    if settings.executor == "ray":
+        from bench.executors.ray.run import execute as executor
+    else:
+        from bench.executors.local import execute as executor
     if settings.yes:
         _fetch_large(plan)
     observer = observer_for(settings)
     try:
-        outcome = grid.execute(plan, settings.out, observer, force=settings.force, save=settings.saved)
+        outcome = executor(plan, settings.out, observer, force=settings.force, save=settings.saved)
     finally:
         observer.close()
     report = _report(settings)

@@ -158,7 +158,10 @@ def expand(settings: Settings) -> Plan:
             f"--data-dir '{shown(settings.data_dir)}' is no folder; give one that holds the texts"
         )
     chosen = _methods(settings)
-    device = _device(settings.device, elsewhere=settings.rates is not None)
+    if settings.ray_address is not None:  # on a node a cell that asks for a GPU sees the one that it got
+        device = "cpu" if settings.device in ("auto", "cpu") else "cuda:0"
+    else:
+        device = _device(settings.device, elsewhere=settings.rates is not None)
     if settings.packed and device != "cpu":
         raise UserError(
             f"--packed scores through kernels for CPUs, and the device is {device}; add --device cpu"

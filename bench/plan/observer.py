@@ -21,6 +21,10 @@ class GridObserver(Protocol):
         """Cell ``index`` (from 0) begins."""
         ...
 
+    def focus(self, index: int) -> None:
+        """Phases, steps and warnings that follow are of cell ``index``, of several that run at once."""
+        ...
+
     def phase(self, name: str, total: int) -> None:
         """A phase of ``total`` steps begins inside the current cell."""
         ...

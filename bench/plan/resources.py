@@ -6,6 +6,7 @@ what is evaluated of it is the narrower model. Recovery holds the model whole; a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -91,13 +92,18 @@ def fit(plan: Plan, there: Machine | None = None, stored: Collection[Cell] = ())
     elsewhere = plan.settings.rates
     reasons: dict[Cell, str] = {}
     cells: list[Cell] = []
+    cluster = plan.settings.ray_address is not None
     saved = 0
     fetched: dict[str, int] = {}
     for asked in plan.cells:
         if asked in stored:
             cells.append(asked)
             continue
-        free = there or (elsewhere.machine if elsewhere else machine(plan.settings.out, asked.device))
+        free = there or (
+            elsewhere.machine if elsewhere else machine(plan.settings.out, "cpu" if cluster else asked.device)
+        )
+        if cluster:
+            free = replace(free, memory=sys.maxsize)  # the executor asks the nodes
         cell, reason = _placed(asked, free, plan.settings)
         cells.append(cell)
         need = estimate(cell, saved=plan.settings.saved)

@@ -290,6 +290,10 @@ class Settings(BaseModel):
     save: Annotated[bool, _flag("save")] = False
     save_as: Annotated[tuple[str, ...], BeforeValidator(_forms)] = ()
     """Forms to keep pruned models in; see ``saved``."""
+    executor: Annotated[str, _choice("executor", "local", "ray")] = "local"
+    """Where cells run: in this process, or on the nodes of a Ray cluster. Changes no figure."""
+    ray_address: Annotated[str | None, _name("ray-address")] = None
+    """HOST:PORT of a cluster, or ``auto``; one of this machine, for this run, where None."""
     out: Annotated[Path, BeforeValidator(_out)] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
     wandb: Mode = "off"
@@ -318,6 +322,14 @@ class Settings(BaseModel):
     def _planned_only(self) -> Settings:
         if self.rates is not None and not self.dry_run:
             raise UserError("--rates plans for another machine, which no run is on; add --dry-run")
+        return self
+
+    @model_validator(mode="after")
+    def _ray_only(self) -> Settings:
+        if self.ray_address is not None and self.executor != "ray":
+            raise UserError(
+                f"--ray-address {shown(self.ray_address)} is for Ray; add --executor ray, or leave it out"
+            )
         return self
 
     @property

@@ -88,7 +88,7 @@ class Mirror:
             for name, path in sorted(listed.items()):
                 if name in mine:
                     continue
-                data = self._call("read", lambda path=path: self.files.cat_file(path))
+                data = self._call("read", self.files.cat_file, path)
                 aside = self.folder / "records" / f"remote-{name[:16]}.torn"
                 try:
                     if len(data) > MAX_LINE or data[_HASH].decode() != name:
@@ -157,9 +157,9 @@ class Mirror:
             if self._kept.get(name) == size:
                 continue
             target = f"{self.root}/{name}"
-            known = self._call("look at", lambda target=target: self._size(target))
+            known = self._call("look at", self._size, target)
             if known != size:
-                self._call("write", lambda path=path, target=target: self._upload(path, target))
+                self._call("write", self._upload, path, target)
             self._kept[name] = size
 
     def _size(self, target: str) -> int | None:
@@ -177,7 +177,7 @@ class Mirror:
         if path.exists():
             return
         try:
-            data = self._call("read", lambda: self.files.cat_file(f"{self.root}/{FOLDER}/{name}"))
+            data = self._call("read", self.files.cat_file, f"{self.root}/{FOLDER}/{name}")
         except UserError:  # missing there: a figure stands without its raw values, as in any store
             return
         if hashlib.sha256(data).hexdigest() == name.partition(".")[0]:
@@ -185,7 +185,7 @@ class Mirror:
 
     def _list(self) -> dict[str, str]:
         """Objects that may be records: path by hash."""
-        found = self._call("list", lambda: self.files.find(f"{self.root}/records"))
+        found = self._call("list", self.files.find, f"{self.root}/records")
         named = ((path.rpartition("/")[2], path) for path in found)
         return {name.partition(".")[0]: path for name, path in named if _OBJECT.fullmatch(name)}
 
@@ -198,7 +198,7 @@ class Mirror:
         if self._local:  # elsewhere an object appears whole or not at all
             self._write(Path(target), data)
             return
-        self._call("write", lambda: self.files.pipe_file(target, data))
+        self._call("write", self.files.pipe_file, target, data)
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
@@ -212,7 +212,7 @@ class Mirror:
         if not marker.exists():
             self._write(marker, json.dumps({"store": "prune-bench", "format": FORMAT}).encode() + b"\n")
 
-    def _call(self, verb: str, act: Callable[[], Any]) -> Any:
+    def _call(self, verb: str, act: Callable[..., Any], *given: object) -> Any:
         """Ask the store, again after a moment where the network or the server fails."""
         from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -223,7 +223,7 @@ class Mirror:
             reraise=True,
         )
         try:
-            return asking(act)
+            return asking(act, *given)
         except PruneBenchError:
             raise
         except Exception as error:  # each file system has exceptions of its own
@@ -366,8 +366,8 @@ def publishing(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     finally:
         over.set()
         worker.join()
-        error = once()
-    if error is not None:
+        failed = once()
+    if failed is not None:
         raise MachineError(
-            f"{mirror.waiting()} records wait in {mirror.folder}: {error}; the next run with --out {mirror.url} publishes them"
+            f"{mirror.waiting()} records wait in {mirror.folder}: {failed}; the next run with --out {mirror.url} publishes them"
         )

@@ -16,11 +16,9 @@ from bench.measure.machine import commit, environment
 from bench.plan.cells import Cell
 from bench.plan.saving import forms_of, refused
 from bench.results.records import Record, moment, now
-from bench.results.segments import Store
-from bench.results.values import save_values
 from bench.run import phases, saved
 from bench.run.evaluations import EVALUATIONS, Weights
-from bench.run.live import LiveObserver
+from bench.run.results import CellObserver, Results
 from bench.run.subject import Keys, Subject, Subjects, keys_without_model
 from methods import registry
 from methods.errors import UnsupportedTarget
@@ -45,19 +43,30 @@ class Ended:
 
 
 class CellRunner:
-    """Runs cells of one plan into one store."""
+    """Runs cells of one plan: what is known of them comes from ``results``, and every finished phase goes there.
 
-    def __init__(self, out: Path, store: Store, observer: LiveObserver, command: tuple[str, ...]) -> None:
+    ``out`` holds work in progress and saved models; ``subjects`` are models that earlier cells loaded.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        results: Results,
+        observer: CellObserver,
+        command: tuple[str, ...],
+        subjects: Subjects | None = None,
+    ) -> None:
         self.out = out
-        self.store = store
+        self.results = results
         self.observer = observer
         self.command = command
-        self.subjects = Subjects()
-        self.done = store.done()
+        self.subjects = subjects if subjects is not None else Subjects()
         self._known: dict[str, list[Record]] = {}
-        self._latest = max((moment(record.finished) for record in store.records()), default=None)
-        for record in store.records():
+        known = results.records()
+        self._latest = max((moment(record.finished) for record in known), default=None)
+        for record in known:
             self._known.setdefault(record.cell, []).append(record)
+        self.done = {record.key for records in self._known.values() for record in records if record.settled}
         self._obtainable: dict[tuple[str, int], bool] = {}
         self._keys: Keys | None = None
         self._phase = "prune"
@@ -148,7 +157,7 @@ class CellRunner:
 
     def _append(self, record: Record) -> None:
         record = self._after_all(record)
-        self.store.append(record)
+        self.results.append(record)
         known = [other for other in self._known.get(record.cell, []) if other.key != record.key]
         self._known[record.cell] = [*known, record]
         if record.settled:
@@ -251,7 +260,7 @@ class CellRunner:
         result: list[phases.Figures] = []
         yield result
         figures = result[0]
-        values = save_values(self.out, figures.arrays) if figures.arrays else ""
+        values = self.results.save_values(figures.arrays) if figures.arrays else ""
         record = Record(
             **self._identity(cell, keys, phase),
             status="done",

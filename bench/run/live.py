@@ -1,14 +1,16 @@
-"""The run's folder while it is in use: one holder, and a state file that `bench status` reads."""
+"""A run while it goes on: one holder of its folder, a clean end, and a state file that `bench status` reads."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -20,7 +22,7 @@ from bench.results.redact import redact_command
 from methods.errors import MachineError, UserError
 from methods.stream.sink import write_json
 
-__all__ = ["LiveObserver", "held"]
+__all__ = ["LiveObserver", "held", "termination"]
 
 _PERIOD = 0.5
 
@@ -57,6 +59,24 @@ def _holder(out: Path) -> str:
         return f"process {int(holder['pid'])} on {str(holder['host'])[:80]} since {str(holder['since'])[:19]}"
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "another run"
+
+
+@contextmanager
+def termination() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: cleanly, with what is finished kept."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, where signals cannot be caught
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class LiveObserver:
@@ -103,6 +123,11 @@ class LiveObserver:
         self._current["state"] = "running"
         self._write()
         self.inner.cell(index, cell)
+
+    def focus(self, index: int) -> None:
+        """What follows is of cell ``index``, of several that run at once."""
+        self._current = self._state["cells"][index]
+        self.inner.focus(index)
 
     def phase(self, name: str, total: int) -> None:
         """A phase begins."""

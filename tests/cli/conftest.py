@@ -11,10 +11,10 @@ import pytest
 from sample_records import record
 
 from bench.cli.main import main
+from bench.executors.local import Outcome
 from bench.plan.cells import Plan
 from bench.plan.observer import GridObserver
 from bench.results.segments import Store
-from bench.run.grid import Outcome
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,5 @@ class Runner:
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     """The stand-in, in place of the grid."""
     stand_in = Runner()
-    monkeypatch.setattr("bench.run.grid.execute", stand_in)
+    monkeypatch.setattr("bench.executors.local.execute", stand_in)
     return stand_in

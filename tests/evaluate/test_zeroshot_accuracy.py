@@ -19,6 +19,7 @@ from saved_models import saved_with_tokenizer
 
 from bench.evaluate.zeroshot import loading
 from bench.evaluate.zeroshot.accuracy import Accuracies, accuracies
+from bench.executors.local import Outcome, execute
 from bench.plan.cells import expand
 from bench.plan.observer import GridObserver
 from bench.plan.settings import gather
@@ -26,7 +27,6 @@ from bench.plan.stored import stored
 from bench.results.records import Record
 from bench.results.segments import Store
 from bench.results.values import load_values
-from bench.run.grid import Outcome, execute
 from methods.errors import DataUnavailable, UnsupportedModel
 from methods.inference.served import serve
 from methods.interface import Silent

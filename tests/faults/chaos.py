@@ -287,7 +287,7 @@ def warmed() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("bench.evaluate.perplexity", "bench.run.grid", "reports.pages", "reports.terminal"):
+    for name in ("bench.evaluate.perplexity", "bench.executors.local", "reports.pages", "reports.terminal"):
         importlib.import_module(name)
 
 

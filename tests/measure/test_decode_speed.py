@@ -12,6 +12,7 @@ import torch
 from pruned_nanos import PROMPT, pruned
 from saved_models import saved, saved_with_tokenizer
 
+from bench.executors.local import Outcome, execute
 from bench.measure.decode import TIE, Loop, Once, Timings, agreement, by_generate, in_turns, spread
 from bench.plan.cells import expand
 from bench.plan.formats import sparse_formats
@@ -21,7 +22,6 @@ from bench.results.records import Record
 from bench.results.segments import Store
 from bench.results.values import load_values
 from bench.run.decoding import _token_warnings, _unsteady_warnings
-from bench.run.grid import Outcome, execute
 from methods.inference.assemble import assemble
 from methods.inference.served import serve, serve_model
 from methods.interface import Silent

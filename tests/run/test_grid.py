@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from saved_models import saved_with_tokenizer
 
+from bench.executors.local import Outcome, execute
 from bench.plan.cells import Cell, expand
 from bench.plan.settings import gather
 from bench.results.records import Record
 from bench.results.segments import Store
 from bench.results.values import load_values
-from bench.run.grid import Outcome, execute
 from methods.errors import PruneBenchError, UserError
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from saved_models import saved_with_tokenizer
 
+from bench.executors.local import execute
 from bench.measure.memory import PeakMemory
 from bench.plan.cells import Cell, Plan, expand
 from bench.plan.placement import Placement
@@ -16,7 +17,6 @@ from bench.plan.resources import fit
 from bench.plan.settings import gather
 from bench.results.records import Record
 from bench.results.segments import Store
-from bench.run.grid import execute
 from bench.run.kept import kept_within
 from methods.interface import Silent
 

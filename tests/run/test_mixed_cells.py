@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from saved_models import saved_with_tokenizer
 
+from bench.executors.local import Outcome, execute
 from bench.plan.cells import Plan, expand
 from bench.plan.settings import gather
 from bench.results.records import Record
 from bench.results.segments import Store
-from bench.run.grid import Outcome, execute
 from methods.errors import UserError
 
 FEW = ("mixed.probes=2", "mixed.windows=2")

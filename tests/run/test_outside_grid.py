@@ -9,10 +9,10 @@ import pytest
 from fake_llmcompressor import in_process
 from saved_models import saved_with_tokenizer
 
+from bench.executors.local import Outcome, execute
 from bench.plan.cells import expand
 from bench.plan.settings import gather
 from bench.results.segments import Store
-from bench.run.grid import Outcome, execute
 from methods.interface import Silent
 
 

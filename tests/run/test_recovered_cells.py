@@ -9,13 +9,13 @@ import pytest
 import torch
 from saved_models import saved_with_tokenizer
 
+from bench.executors.local import Outcome, execute
 from bench.plan.cells import Cell, expand
 from bench.plan.observer import GridObserver
 from bench.plan.settings import gather
 from bench.plan.stored import stored
 from bench.results.records import Record
 from bench.results.segments import Store
-from bench.run.grid import Outcome, execute
 from bench.run.sources import prune_sources
 from methods.errors import UserError
 from methods.interface import Silent

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from saved_models import saved_with_tokenizer
 
+from bench.executors.local import Outcome, execute
 from bench.plan.cells import Cell, expand
 from bench.plan.observer import GridObserver
 from bench.plan.settings import gather
 from bench.results.records import Record
 from bench.results.segments import Store
-from bench.run.grid import Outcome, execute
 from methods.families import sizes
 from methods.interface import Silent
 from methods.stream.source import CheckpointSource
