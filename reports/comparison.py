@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -20,6 +21,7 @@ SAVE_PHASE: Final = "save"
 QUALITY_PHASE: Final = "perplexity"
 KERNEL_PHASE: Final = "kernels"
 _PERPLEXITY: Final = (QUALITY_PHASE, "perplexity")
+_CELLS_NAMED: Final = 8
 TIMED_PHASES: Final = ("decode",)
 """Phases whose figures are speeds, and so belong to the machine and software they were measured on."""
 
@@ -135,6 +137,20 @@ class Comparison:
     warnings: tuple[tuple[Record, str], ...]
     records: tuple[Record, ...] = field(repr=False)
     kernels: tuple[Record, ...] = field(default=(), repr=False)
+
+    def warned(self) -> list[tuple[str, str]]:
+        """Every warning once, and the cells that it was said of, each with how often where that is more than once."""
+        found: dict[str, Counter[str]] = {}
+        for record, text in self.warnings:
+            where = f"{record.model} {asked_of(record)} {record.target}"
+            found.setdefault(text, Counter())[where] += 1
+        return [(text, _listed(cells)) for text, cells in found.items()]
+
+
+def _listed(cells: Counter[str]) -> str:
+    named = [cell if count == 1 else f"{cell} ({count} times)" for cell, count in cells.items()]
+    more = [f"and {len(named) - _CELLS_NAMED} more"] if len(named) > _CELLS_NAMED else []
+    return ", ".join([*named[:_CELLS_NAMED], *more])
 
 
 def compare(records: Sequence[Record]) -> Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from reports.comparison import Comparison, asked_of
+from reports.comparison import Comparison
 from reports.contests import Contests, verdict_tables
 from reports.guards import markdown_lines as guard_lines
 from reports.kernels import KERNEL_NOTE, kernel_tables
@@ -71,9 +71,8 @@ def markdown_page(loaded: Loaded, comparison: Comparison, judged: Contests | Non
         lines += ["## Refused and failed", "", *markdown_table(problem_table(comparison)), ""]
     if comparison.warnings:
         lines += ["## Warnings", ""]
-        for record, text in comparison.warnings:
-            where = f"{record.model} {asked_of(record)} {record.target}"
-            lines.append(f"- {escape_markdown(where)}: {escape_markdown(text, 1000)}")
+        for text, where in comparison.warned():
+            lines.append(f"- {escape_markdown(text, 1000)}: {escape_markdown(where, 1000)}")
         lines.append("")
     if loaded.damage:
         lines += [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from reports.comparison import Comparison, asked_of, compare
+from reports.comparison import Comparison, compare
 from reports.contests import Contests, contests
 from reports.figures.memory import memory_charts
 from reports.figures.speed import speedup_charts
@@ -124,10 +124,7 @@ def render_overview(loaded: Loaded, comparison: Comparison, judged: Contests | N
         memory_charts=peaks,
         problems=problem_table(comparison),
         unfinished=len({record.cell for record in comparison.problems}),
-        warnings=[
-            (f"{record.model} {asked_of(record)} {record.target}", text)
-            for record, text in comparison.warnings
-        ],
+        warnings=comparison.warned(),
         damage=loaded.damage,
     )
 

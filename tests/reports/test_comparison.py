@@ -295,3 +295,18 @@ def test_saved_files_stand_beside_their_bounds_in_the_row_of_their_cell() -> Non
     # without saved bitmaps their bound stays where it was
     (plain,) = compare([*records[:2], prune, records[3]]).groups
     assert "Bound, bitmaps" not in cost_table(plain).columns
+
+
+def test_a_warning_is_shown_once_with_its_cells() -> None:
+    records = [
+        record(
+            cell=f"c{seed}{method}",
+            subject=f"s{seed}{method}",
+            method=method,
+            seed=seed,
+            warnings=("odd text",),
+        )
+        for method in ("sparsegpt", "wanda")
+        for seed in ((0, 1) if method == "wanda" else (0,))
+    ]
+    assert compare(records).warned() == [("odd text", "nano-opt sparsegpt 50%, nano-opt wanda 50% (2 times)")]
