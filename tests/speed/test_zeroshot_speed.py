@@ -4,6 +4,9 @@ Every request's log-likelihood must agree to 1e-3, and every item's answer. Time
 work on the machine moves less than the clock. `BENCH_SPEED_ITEMS` sets the items of each task; with `BENCH_DATA_DIR` the
 tasks are real ones, all of them or those of `BENCH_SPEED_TASKS`; `BENCH_SPEED_PEERS=lm_eval` leaves the slower plain loop out.
 SmolLM2 is measured where `bench pull smollm2-135m` has put it in the cache.
+
+lm-eval's log-softmax in float32 is 1e-5 off a token with a vocabulary of 49,152, so that an answer of a hundred tokens is 1e-3
+off; `BENCH_SPEED_SOFTMAX=float64` has it summed in float64 (its own `softmax_dtype`), slower, for agreement and not for speed.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ REAL = tuple(
     ).split(",")
 )
 PEERS = os.environ.get("BENCH_SPEED_PEERS", "lm_eval,transformers").split(",")
+SOFTMAX = os.environ.get("BENCH_SPEED_SOFTMAX") or None
 _CACHE = os.environ.get("BENCH_CACHE", "")
 
 Scores = list[tuple[float, bool]]
@@ -107,7 +111,8 @@ def test_zero_shot_scoring(benchmark: Any, name: str, monkeypatch: pytest.Monkey
     words.model_max_length = 1 << 30
     served, model = serve(source, tune=False), assemble(source)
     ours = Scorer(served, words, context=context, batch_tokens=batch_tokens("cpu"), observer=Silent())
-    harness = HFLM(model, tokenizer=copy.deepcopy(words), batch_size=8, max_length=context)
+    copied = copy.deepcopy(words)
+    harness = HFLM(model, tokenizer=copied, batch_size=8, max_length=context, softmax_dtype=SOFTMAX)
     took = dict.fromkeys(("ours", *PEERS), 0.0)
     worst = dict.fromkeys(PEERS, 0.0)
     with on_threads(1):
@@ -135,6 +140,6 @@ def test_zero_shot_scoring(benchmark: Any, name: str, monkeypatch: pytest.Monkey
     told = {f"tokens_per_second_{key}": round(ours.tokens / seconds) for key, seconds in took.items()}
     ratios = {f"ratio_{key}": round(took[key] / took["ours"], 2) for key in PEERS}
     benchmark.extra_info.update(
-        items=ITEMS, largest_difference=worst, computed=ours.computed, **told, **ratios
+        items=ITEMS, softmax=SOFTMAX, largest_difference=worst, computed=ours.computed, **told, **ratios
     )
     print(f"\n{benchmark.name}: {benchmark.extra_info}")
