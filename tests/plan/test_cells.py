@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def test_cells_are_unique_hashable_strings_and_numbers() -> None:
         for field in fields(cell):
             value = getattr(cell, field.name)
             if field.name not in ("calibration", "evaluation", "heldout"):
-                json.dumps(value)
+                json.dumps(asdict(value) if is_dataclass(value) else value)
 
 
 def test_what_a_method_does_not_use_does_not_tell_its_cells_apart() -> None:

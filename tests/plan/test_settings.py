@@ -71,6 +71,8 @@ rates: {memory: 80GiB, flops: 156e12, flops32: 9.75e12, read: 3GB}
 set: {sparsegpt: {percdamp: 0.1, reference: true}, magnitude.reference: false}
 save: true
 save-as: [dense, bitmap]
+executor: ray
+ray-address: head:6379
 out: results
 data-dir: texts
 wandb: offline
