@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -48,12 +49,11 @@ def installed() -> ModuleType:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError:
         raise UserError(
             "--executor ray needs Ray, which is not installed; run: pip install 'prune-bench[ray]'"
         ) from None
-    return ray
 
 
 @contextmanager
