@@ -14,8 +14,8 @@ from methods.interface import Block, BlockSource
 
 __all__ = ["BlocksAhead"]
 
-_PIECE: Final = 4 << 20
-"""Weights looked at at once: bounds what the check for NaN and infinity takes."""
+_PIECE: Final = 256 << 10
+"""Weights looked at at once: bounds what the check for NaN and infinity takes beside the work on the block before."""
 
 _Read = Future[tuple[Block, Block | None]]
 """A block as stored, and its copy in the compute dtype where that is made ahead."""
