@@ -16,6 +16,7 @@ __all__ = ["BlocksAhead"]
 
 _PIECE: Final = 256 << 10
 """Weights looked at at once: bounds what the check for NaN and infinity takes beside the work on the block before."""
+_PAGE: Final = 4096
 
 _Read = Future[tuple[Block, Block | None]]
 """A block as stored, and its copy in the compute dtype where that is made ahead."""
@@ -74,8 +75,9 @@ class BlocksAhead:
     def _read(self, index: int) -> tuple[Block, Block | None]:
         raw = self._source.raw_block(index)
         for name, tensor in raw.items():
-            finite = _touch(tensor)
-            if self._check and not finite:
+            if not self._check:
+                _touch(tensor)
+            elif not _finite(tensor):
                 raise NonFiniteError(
                     f"block {index} {name}: the checkpoint holds NaN or infinity; fetch the model again"
                 )
@@ -88,8 +90,13 @@ class BlocksAhead:
         return copies
 
 
-def _touch(tensor: Tensor) -> bool:
-    """Read a tensor from its file; whether every weight of it is finite."""
+def _touch(tensor: Tensor) -> None:
+    """Have a tensor's pages read from its file."""
+    tensor.reshape(-1)[:: max(1, _PAGE // tensor.itemsize)].sum()
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether every weight of a tensor is finite; reads it from its file."""
     pieces = tensor.reshape(-1).split(_PIECE)
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
