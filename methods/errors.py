@@ -33,16 +33,23 @@ __all__ = [
     "UnsupportedTarget",
     "UserError",
     "nearest",
+    "reason_of",
     "shown",
 ]
 
 _SHOWN = 60
+_REASON = 200
 
 
 def shown(value: object) -> str:
     """A value as an error quotes it: one line, printable, not longer than a line can bear."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library's error says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split())[:_REASON] or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from bench.models import manifest
 from bench.models import path as local
 from bench.models.path import Checkpoint
 from bench.models.registry import Entry, entries, get, is_path
-from methods.errors import CheckpointError, ModelUnavailable, UserError
+from methods.errors import CheckpointError, ModelUnavailable, UserError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,8 +110,9 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         # A panic of the Rust tokenizers is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the tokenizer in {checkpoint.path} cannot be read: {reason}") from error
+        raise CheckpointError(
+            f"the tokenizer in {checkpoint.path} cannot be read: {reason_of(error)}"
+        ) from error
     return found
 
 

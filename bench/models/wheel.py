@@ -26,7 +26,7 @@ from bench.models.cache import cache_root, discard, install, locked, make_folder
 from bench.models.path import CONFIG, TOKENIZER_FILES, Checkpoint
 from bench.models.registry import WHEEL_BYTES, Entry
 from bench.models.weights import SINGLE
-from methods.errors import CheckpointError, MachineError, ModelUnavailable
+from methods.errors import CheckpointError, MachineError, ModelUnavailable, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,8 +225,9 @@ def dequantise(gguf: Path, target: Path, config: Mapping[str, Any]) -> None:
         except CheckpointError:
             raise
         except Exception as error:  # readers and tokenizers raise whatever a bad file makes them raise
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{gguf.name} cannot be read as a LLaMA model: {reason}") from error
+            raise CheckpointError(
+                f"{gguf.name} cannot be read as a LLaMA model: {reason_of(error)}"
+            ) from error
     wanted.architectures = ["LlamaForCausalLM"]
     wanted.dtype = "float32"
     wanted.save_pretrained(target)

@@ -53,9 +53,7 @@ _BEHIND: Final = (
 
 def secret_name(name: str) -> bool:
     """Whether an environment variable of that name holds a secret, or where one lies."""
-    return (
-        bool(_NAME.search(name)) and name not in _HARMLESS and not name.endswith(("_FILE", "_PATH", "_DIR"))
-    )
+    return bool(_NAME.search(name)) and name not in _HARMLESS
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:

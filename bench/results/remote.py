@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from bench.results.files import fault, hold, replace_file
 from bench.results.segments import FORMAT, MAX_LINE, unframe
 from bench.results.values import FOLDER
-from methods.errors import MachineError, PruneBenchError, UserError, shown
+from methods.errors import MachineError, PruneBenchError, UserError, reason_of, shown
 
 __all__ = ["Mirror", "is_url", "mirror_of", "named", "place", "publishing"]
 
@@ -227,7 +227,7 @@ class Mirror:
         except PruneBenchError:
             raise
         except Exception as error:  # each file system has exceptions of its own
-            said = " ".join(str(error).split())[:160] or type(error).__name__
+            said = reason_of(error)
             if not _passing(error):
                 raise UserError(
                     f"cannot {verb} {self.url}: {said}; see that the bucket is there and that you may use it"

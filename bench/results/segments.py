@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from bench.results.files import fault, hold, replace_file, sync_folder, write_all
 from bench.results.records import Key, Record, decode, encode, moment
-from methods.errors import PruneBenchError, StoreError
+from methods.errors import PruneBenchError, StoreError, reason_of
 
 FORMAT: Final = 1
 """Version of the folder's layout and of a line's frame; records have a version of their own."""
@@ -98,7 +98,7 @@ def _read_lines(stream: BufferedReader) -> Iterator[_Line]:
             try:
                 record = unframe(line)
             except ValueError as error:
-                reason = " ".join(str(error).split())[:200] or "unreadable"
+                reason = reason_of(error)
         yield _Line(offset, length, record, reason, open_end=not line.endswith(b"\n"))
         offset += length
 

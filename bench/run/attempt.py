@@ -7,9 +7,16 @@ import traceback
 
 from bench.plan.cells import Cell
 from bench.run.cell import CellRunner, Ended
-from methods.errors import MachineError, PruneBenchError, StoreError, UnsupportedModel, UnsupportedTarget
+from methods.errors import (
+    MachineError,
+    PruneBenchError,
+    StoreError,
+    UnsupportedModel,
+    UnsupportedTarget,
+    reason_of,
+)
 
-__all__ = ["attempt", "ended_badly", "one_line"]
+__all__ = ["attempt", "ended_badly"]
 
 
 def attempt(runner: CellRunner, cell: Cell, *, force: bool, save: tuple[str, ...], name: str) -> Ended:
@@ -29,11 +36,11 @@ def attempt(runner: CellRunner, cell: Cell, *, force: bool, save: tuple[str, ...
         reason = str(error)
     except (MemoryError, torch.OutOfMemoryError) as error:
         mend = "use a smaller --hidden-budget, fewer samples or another device"
-        status, reason = "failed", f"out of memory on {cell.device} ({one_line(error)}); {mend}"
+        status, reason = "failed", f"out of memory on {cell.device} ({reason_of(error)}); {mend}"
     except Exception as error:  # one broken cell must not take the grid down; the traceback is kept
         file = f"{cell.model.rpartition('/')[2]}-{cell.method}-{os.getpid()}-{name}.txt"
         path = runner.results.keep_traceback(file, traceback.format_exc())
-        status, reason = "failed", f"{type(error).__name__}: {one_line(error)}; traceback in {path}"
+        status, reason = "failed", f"{type(error).__name__}: {reason_of(error)}; traceback in {path}"
     return ended_badly(runner, cell, status, reason)
 
 
@@ -44,8 +51,3 @@ def ended_badly(runner: CellRunner, cell: Cell, status: str, reason: str) -> End
     except MachineError as error:
         raise MachineError(f"{cell.name} failed ({reason}), and that cannot be stored: {error}") from error
     return Ended(status, reason)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text on one line, its type where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from bench.text import kjv
-from methods.errors import DataUnavailable, UserError
+from methods.errors import DataUnavailable, UserError, reason_of
 
 __all__ = ["Documents", "data_folder", "load"]
 
@@ -236,7 +236,7 @@ def _fetch(dataset: str, repository: Repository, split: str) -> Any:
         )
     # Whatever the client, the network or a parser raises, the user is told how to do without.
     except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = reason_of(error)
         raise DataUnavailable(
             f"{dataset}/{split} cannot be had from the hub ({repository.name}: {reason}); give a folder"
             f" that holds {local_file(Path(), dataset, split)} with --data-dir or BENCH_DATA_DIR"

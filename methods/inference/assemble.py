@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from methods.errors import CheckpointError, UnsupportedModel
+from methods.errors import CheckpointError, UnsupportedModel, reason_of
 from methods.families.sliced import PREFIX
 from methods.stream.source import CheckpointSource
 
@@ -40,8 +40,9 @@ def assemble(source: CheckpointSource) -> PreTrainedModel:
         # What is tied is stored once, so only strictness by name, below, tells a gap from a tie.
         found = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{source.folder}: the weights do not fit the config ({reason})") from None
+        raise CheckpointError(
+            f"{source.folder}: the weights do not fit the config ({reason_of(error)})"
+        ) from None
     model.tie_weights()
     empty = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     _check(source, "lack", empty)

@@ -23,7 +23,7 @@ from lm_eval.tasks import TaskManager
 
 from bench.evaluate.zeroshot.tasks import TaskFile, data_digest, few_shot_split, find, packaged, split_files
 from bench.text.documents import hub_answers
-from methods.errors import DataUnavailable, PruneBenchError
+from methods.errors import DataUnavailable, PruneBenchError, reason_of
 
 __all__ = ["Loaded", "load", "obtainable", "quiet"]
 
@@ -136,7 +136,7 @@ def _load(
 
 
 def _reason(task: TaskFile, data_dir: Path | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = reason_of(error)
     if packaged(task):
         return f"{task.name} cannot be made ({type(error).__name__}: {reason})"
     if data_dir is not None:

@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any, Final
 
 from bench.plan.machine import available_threads
-from methods.errors import MachineError, UserError, shown
+from bench.results.redact import secret_name
+from methods.errors import MachineError, UserError, reason_of, shown
 
 __all__ = ["Node", "connected", "installed", "nodes"]
 
-_SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _ADDRESS: Final = re.compile(r"(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\]):(?P<port>[0-9]{1,5})")
 _PATIENCE: Final = 5.0
 """Seconds that a cluster's address may take to answer."""
@@ -83,10 +83,10 @@ def connected(address: str | None) -> Iterator[ModuleType]:
     except (ConnectionError, ValueError) as error:
         where = f"--ray-address {shown(address)}" if address else "the local Ray cluster"
         raise UserError(
-            f"{where}: {_line(error)}; give HOST:PORT of ray start --head, or leave it out for a cluster of this machine"
+            f"{where}: {reason_of(error)}; give HOST:PORT of ray start --head, or leave it out for a cluster of this machine"
         ) from None
     except (RuntimeError, OSError, TimeoutError) as error:
-        raise MachineError(f"Ray cannot be started: {_line(error)}; or use --executor local") from None
+        raise MachineError(f"Ray cannot be started: {reason_of(error)}; or use --executor local") from None
     try:
         yield ray
     finally:
@@ -126,12 +126,8 @@ def _check(address: str) -> None:
 @contextmanager
 def _without_secrets() -> Iterator[None]:
     """Ray's processes inherit this environment: without keys and tokens, which no cell needs."""
-    hidden = {name: os.environ.pop(name) for name in list(os.environ) if _SECRET.search(name)}
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if secret_name(name)}
     try:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -22,10 +22,9 @@ from bench.plan.observer import GridObserver
 from bench.plan.resources import estimate
 from bench.results.records import Record, decode, encode
 from bench.results.values import arrays_of
-from bench.run.attempt import one_line
 from bench.run.cell import Ended
 from bench.run.live import held
-from methods.errors import PruneBenchError, StoreError
+from methods.errors import PruneBenchError, StoreError, reason_of
 
 __all__ = ["execute"]
 
@@ -209,7 +208,7 @@ class _Run:
             status, summary = self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, PruneBenchError) else error
-            self.grid.fail(index, cell, one_line(cause))
+            self.grid.fail(index, cell, reason_of(cause))
         except self.ray.exceptions.RayError as error:
             name = type(error).__name__
             reason = f"its worker was lost {RETRIES + 1} times ({name}); is there enough memory on the nodes?"
