@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.executors.ray.affinity import Affinity
@@ -25,6 +25,7 @@ def test_a_node_that_is_done_helps_with_what_it_has_loaded() -> None:
     assert [affinity.take("late"), affinity.take("y"), affinity.take("y")] == [6, 5, None]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 1e18)), max_size=40),
     st.lists(st.floats(1, 256), min_size=1, max_size=6),

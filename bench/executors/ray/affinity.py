@@ -49,7 +49,3 @@ class Affinity:
             index = max(others, key=lambda stretch: (self._models[stretch[-1]] in loaded, len(stretch))).pop()
         loaded.add(self._models[index])
         return index
-
-    def back(self, index: int, node: str) -> None:
-        """A cell that was taken for a node and did not go there."""
-        self._stretches[node].appendleft(index)
