@@ -35,8 +35,8 @@ def cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
             "include_dashboard": False,
             "node_ip_address": LOOPBACK,
             "object_store_memory": 100 << 20,
-            # a lost node is missed within seconds
-            "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 4},
+            # a lost node is missed within 15 s, one on a busy machine is not taken for lost
+            "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 30},
         },
     )
     try:

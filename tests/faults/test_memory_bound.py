@@ -74,11 +74,13 @@ def test_memory_of_a_prune_is_bounded(tmp_path: Path, dtype: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_the_number_of_blocks(tmp_path: Path) -> None:
-    few, many = (
-        in_a_process_of_its_own(opt(tmp_path / str(blocks), blocks, width=512, vocabulary=1000), "float32")
-        for blocks in (2, 8)
-    )
+    folders = {blocks: opt(tmp_path / str(blocks), blocks, width=512, vocabulary=1000) for blocks in (5, 11)}
+    # what a block takes for milliseconds only is missed now and then, where few blocks are sampled
+    runs = [in_a_process_of_its_own(folders[5], "float32") for _ in range(3)]
+    few = max(runs, key=lambda figures: figures["peak"] - figures["base"])
+    many = in_a_process_of_its_own(folders[11], "float32")
     grown = (many["peak"] - many["base"]) - (few["peak"] - few["base"])
     # a block or a factor kept would be six times 12 or 17 MB; where the heap's gaps fall varies by tens
     assert grown < 3 * few["block"], f"{grown / 2**20:.1f} MiB more for six more blocks"
