@@ -22,6 +22,7 @@ def _no_texts_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BENCH_DATA_DIR", raising=False)
 
 
+@pytest.mark.timeout(900)  # nodes start slowly where every core is busy
 def test_a_killed_node_costs_no_cell_and_changes_no_figure(tmp_path: Path) -> None:
     flags: dict[str, Any] = {
         "models": "nano-opt,nano-llama",
