@@ -18,6 +18,7 @@ def test_only_the_latest_attempt_delivers_and_knows_what_came_before() -> None:
         desk = Desk()
         assert await desk.begin(7, "one") == (1, [])
         assert await desk.deliver(7, 1, Delivery(b"prune"))
+        assert await desk.deliver(7, 1, Delivery(b"prune"))  # repeated by Ray
         assert await desk.begin(7, "two") == (2, [b"prune"])
         assert not await desk.deliver(7, 1, Delivery(b"perplexity"))  # the lost attempt is still alive
         await desk.tell(7, 1, "warning", "of the lost attempt")

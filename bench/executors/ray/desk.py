@@ -59,12 +59,16 @@ class Desk:
         return cell.attempt, list(cell.delivered)
 
     async def deliver(self, index: int, attempt: int, delivery: Delivery) -> bool:
-        """Hand in a record; False, and nothing is kept, where a later attempt has begun."""
+        """Hand in a record; False, and nothing is kept, where a later attempt has begun.
+
+        The same one again changes nothing: Ray repeats a call whose answer was lost on the way.
+        """
         cell = self._cells[index]
         if attempt != cell.attempt:
             return False
-        cell.delivered.append(delivery.record)
-        self._post(index, "record", (delivery,))
+        if delivery.record not in cell.delivered:
+            cell.delivered.append(delivery.record)
+            self._post(index, "record", (delivery,))
         return True
 
     async def tell(self, index: int, attempt: int, kind: str, *content: Any) -> None:

@@ -24,7 +24,7 @@ from bench.results.records import Record, decode, encode
 from bench.results.values import arrays_of
 from bench.run.cell import Ended
 from bench.run.live import held
-from methods.errors import PruneBenchError, StoreError, reason_of
+from methods.errors import MachineError, PruneBenchError, StoreError, reason_of
 
 __all__ = ["execute"]
 
@@ -54,7 +54,13 @@ def execute(
         _folder(out) as token,
     ):
         job = Job(str(out.resolve()), token, _command(plan), force, save, versions())
-        _Run(ray, grid, job).run()
+        try:
+            _Run(ray, grid, job).run()
+        except ray.exceptions.RayActorError as error:
+            raise MachineError(
+                f"this machine's own Ray node was lost ({type(error).__name__}); what was handed in is kept: "
+                "start the same command again on a node that stays"
+            ) from None
     return grid.outcome
 
 
@@ -104,10 +110,15 @@ class _Run:
         self.cells = grid.plan.cells
         self.needs = [_needs(cell) for cell in self.cells]
         self.pinned = NodeAffinitySchedulingStrategy
-        here = self.pinned(ray.get_runtime_context().get_node_id(), soft=True)
-        self.desk = (
-            ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote()
-        )
+        # not softly: Ray would rather have it on a node with CPUs, which may be lost
+        here = self.pinned(ray.get_runtime_context().get_node_id(), soft=False)
+        kept = {
+            "num_cpus": 0,
+            "scheduling_strategy": here,
+            "max_concurrency": 1000,
+            "max_task_retries": RETRIES,
+        }
+        self.desk = ray.remote(Desk).options(**kept).remote()
         self.task = ray.remote(run_cell)
         self.flying: dict[Any, tuple[int, str]] = {}
         self.heard = 0
