@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn import functional
 
+from bench.evaluate.vocabulary import Head, row_figures
 from methods.families.base import run_block
 from methods.interface import BlockSource, Run, batches
 from methods.stream.ahead import BlocksAhead
@@ -28,9 +28,6 @@ from methods.stream.sink import write_json, write_tensors
 from methods.stream.stopwatch import Stopwatch
 
 __all__ = ["BlockChange", "DenseStates", "Scores", "score"]
-
-# Float32 logits held at once: below the 32 MiB from which glibc maps, and faults in, every tensor anew.
-_LOGIT_BYTES = 24 << 20
 
 # Blocks read before the heap is trimmed: after each small one it would cost a tenth of the time.
 _WALKED_BYTES = 64 << 20
@@ -134,7 +131,7 @@ def score(
 
     With ``dense``, ``dense_states`` (made by an earlier call on the dense model) gives divergence and flips;
     without, this is the dense model, whose states are kept there. One block is in memory at a time, hidden states
-    within the budget of ``run`` or on disk under its ``work``, and never more than a slice of the vocabulary's logits.
+    within the budget of ``run`` or on disk under its ``work``, and never more than a tile of the vocabulary's logits.
     Raises CheckpointError, MachineError.
     """
     count, length = windows.shape
@@ -159,11 +156,10 @@ def score(
         for part in batches(hidden.windows, length, run.batch_tokens):
             with clock("loss"):
                 states = source.family.finish(source.outer, source.config, hidden.get(part)[:, :-1])
-            for offset in range(states.shape[0]):
-                window = section.start + part.start + offset
-                against = None if reference is None else reference[window]
-                figures = scorer(states[offset], windows[window, 1:], against)
-                loss[window], divergence[window], flips[window] = figures
+            here = range(section.start + part.start, section.start + part.start + states.shape[0])
+            against = None if reference is None else torch.stack([reference[window] for window in here])
+            figures = scorer(states, windows[here.start : here.stop, 1:], against)
+            loss[here], divergence[here], flips[here] = figures
             if dense is None and dense_states is not None:
                 starts.append(section.start + part.start)
                 dense_states.put(starts[-1], states)
@@ -248,48 +244,37 @@ def _change(before: Tensor, after: Tensor, *, sliced: bool) -> BlockChange:
 
 
 class _Scorer:
-    """Loss, divergence and flips of one window, in slices of tokens."""
+    """Loss, divergence and flips of windows, each a mean over its predicted tokens."""
 
     def __init__(self, source: BlockSource, dense: BlockSource | None, clock: Stopwatch) -> None:
         self.clock = clock
-        self.head, self.bias = _head(source)
-        self.dense_head, self.dense_bias = self.head, self.bias
+        self.head = self.dense_head = _head(source)
         if dense is not None and not _one_head(source, dense):
-            self.dense_head, self.dense_bias = _head(dense)
-        self.piece = max(16, _LOGIT_BYTES // (4 * self.head.shape[0]))
+            self.dense_head = _head(dense)
 
-    def __call__(self, states: Tensor, targets: Tensor, dense: Tensor | None) -> tuple[float, float, float]:
-        loss = divergence = flips = 0.0
-        for start in range(0, len(targets), self.piece):
-            part = slice(start, start + self.piece)
-            with self.clock("loss"):
-                aims = targets[part].to(states.device)
-                found = self._log_probabilities(states[part], self.head, self.bias)
-                loss -= float(found.gather(1, aims[:, None]).sum(dtype=torch.float64))
-            if dense is not None:
-                with self.clock("divergence"):
-                    apart, changed = self._against(found, dense[part])
-                    divergence, flips = divergence + apart, flips + changed
-        count = len(targets)
-        # rounding can leave a hair below zero; NaN must stay NaN
-        divergence = max(0.0, divergence) if not math.isnan(divergence) else divergence
-        return loss / count, divergence / count, flips / count
-
-    def _against(self, found: Tensor, dense: Tensor) -> tuple[float, float]:
-        """Summed KL(dense || found) and number of changed argmaxes."""
-        seen = dense.to(device=found.device, dtype=self.dense_head.dtype)
-        expected = self._log_probabilities(seen, self.dense_head, self.dense_bias)
-        flips = float((found.argmax(-1) != expected.argmax(-1)).sum())
-        return float(functional.kl_div(found, expected, reduction="sum", log_target=True)), flips
-
-    @staticmethod
-    def _log_probabilities(states: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
-        return functional.log_softmax(functional.linear(states, head, bias).float(), dim=-1)
+    def __call__(self, states: Tensor, targets: Tensor, dense: Tensor | None) -> NDArray[np.float64]:
+        """[3, windows] for states [windows, tokens, width] and targets [windows, tokens]; NaN where there is no ``dense``."""
+        windows, device = states.shape[0], states.device
+        against = None
+        if dense is not None:
+            against = (
+                dense.flatten(0, 1).to(device=device, dtype=self.dense_head.weight.dtype),
+                self.dense_head,
+            )
+        aims = targets.flatten().to(device)
+        found = row_figures(states.flatten(0, 1), aims, self.head, self.clock, against)
+        means = np.full((3, windows), np.nan)
+        for place, rows in enumerate((found.loss, found.divergence, found.flips)):
+            if rows is not None:
+                means[place] = rows.view(windows, -1).mean(1).cpu().numpy()
+        # rounding can leave a hair below zero; NaN stays NaN
+        means[1] = np.maximum(means[1], 0.0)
+        return means
 
 
-def _head(source: BlockSource) -> tuple[Tensor, Tensor | None]:
+def _head(source: BlockSource) -> Head:
     family = source.family
-    return family.head(source.outer, source.config), family.head_bias(source.outer, source.config)
+    return Head(family.head(source.outer, source.config), family.head_bias(source.outer, source.config))
 
 
 def _one_head(source: BlockSource, dense: BlockSource) -> bool:

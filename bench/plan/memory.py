@@ -48,8 +48,8 @@ SLACK: Final = 1.3
 _SLACK: Final = 1.15
 _DEVICE_BASE: Final = 64 << 20
 """Work space of the GPU's libraries that torch's allocator holds."""
-_LOGIT_BYTES: Final = 3 * (24 << 20)
-"""Logits are made in pieces of 24 MiB; their softmax and the dense model's stand beside them."""
+_LOGITS: Final = 4
+"""A tile of logits, its exponentials, and both again for the dense model."""
 _ANSWER_BYTES: Final = 4 * (32 << 20)
 """Logits of answers are made in float32 in pieces of 32 MiB, with what is reduced from them."""
 _PIECE: Final = 2048
@@ -179,8 +179,16 @@ def _evaluation(cell: Cell, shape: ModelShape) -> int:
     states = _states(cell, evaluation_states(cell, shape))
     passing = block + _activations(cell, shape, batch, length)
     tables = 1 if pruned_shape(cell, shape).slices is None else 2
-    scoring = tables * shape.vocabulary * shape.embedding_width * itemsize + _LOGIT_BYTES
+    scoring = tables * shape.vocabulary * shape.embedding_width * itemsize + _logits(cell, batch, shape)
     return states + max(passing, scoring + 2 * batch * shape.width * itemsize)
+
+
+def _logits(cell: Cell, batch: int, shape: ModelShape) -> int:
+    from bench.evaluate.vocabulary import tile_columns
+
+    columns = min(shape.vocabulary, tile_columns(batch, on_cuda=cell.device != "cpu"))
+    # the sums of every tile are kept until the last: float32, then float64 of both models
+    return batch * (_LOGITS * 4 * columns + 24 * -(-shape.vocabulary // columns))
 
 
 def _walked(cell: Cell, shape: ModelShape) -> tuple[int, int]:

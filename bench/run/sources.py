@@ -37,7 +37,7 @@ _MEASURED = ("bench.run.evaluations", "bench.measure.memory")
 _WHOLE = ("methods.inference.assemble", "methods.slicing.modeling", *_READING)
 _EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "size": (("methods.families.sizes", "bench.run.phases"), ()),
-    "perplexity": (("bench.evaluate.perplexity", *_MEASURED, *_READING), ()),
+    "perplexity": (("bench.evaluate.perplexity", "bench.evaluate.vocabulary", *_MEASURED, *_READING), ()),
     "zeroshot": (
         (
             "bench.evaluate.zeroshot",

@@ -139,5 +139,10 @@ def tables(rope: Rope, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates pairs (i, i + head_dim / 2) of ``x`` [batch, heads, length, head_dim]."""
     first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos[:, None] + turned * sin[:, None]
+    half = first.shape[-1]
+    sine = sin[:, None]
+    # into the halves of one product: fewer passes than a tensor of turned pairs, and the same rounding
+    turned = x * cos[:, None]
+    turned[..., :half] -= second * sine[..., :half]
+    turned[..., half:] += first * sine[..., half:]
+    return turned

@@ -118,23 +118,6 @@ def test_sections_and_batches_change_rounding_only(tmp_path: Path, budget: int) 
     assert abs(whole.loss - parts.loss).max() < 1e-6
 
 
-def test_logits_come_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = CheckpointSource(saved(tmp_path / "model", "llama"))
-    whole = score(source, _WINDOWS, Run())
-    monkeypatch.setattr(perplexity, "_LOGIT_BYTES", 1)
-    seen: list[int] = []
-    softmax = perplexity.functional.log_softmax
-
-    def watched(logits: torch.Tensor, dim: int) -> torch.Tensor:
-        seen.append(len(logits))
-        return softmax(logits, dim=dim)
-
-    monkeypatch.setattr(perplexity.functional, "log_softmax", watched)
-    sliced = score(source, _WINDOWS, Run())
-    assert seen == [16, 3] * 7
-    assert abs(whole.loss - sliced.loss).max() < 1e-6
-
-
 def test_broken_model_is_reported_not_hidden(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
