@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bench.evaluate.vocabulary import Head, row_figures
+from bench.plan.machine import scoring_tokens
 from methods.families.base import run_block
 from methods.interface import BlockSource, Run, batches
 from methods.stream.ahead import BlocksAhead
@@ -153,7 +154,7 @@ def score(
             run.observer.step(done)
         # made only now: beside a block the tables would be the peak
         scorer = _Scorer(source, dense, clock)
-        for part in batches(hidden.windows, length, run.batch_tokens):
+        for part in batches(hidden.windows, length, _batch(source, run)):
             with clock("loss"):
                 states = source.family.finish(source.outer, source.config, hidden.get(part)[:, :-1])
             here = range(section.start + part.start, section.start + part.start + states.shape[0])
@@ -181,6 +182,10 @@ def score(
     )
 
 
+def _batch(source: BlockSource, run: Run) -> int:
+    return scoring_tokens(run.batch_tokens, on_cuda=source.device.type == "cuda")
+
+
 def _sections(source: BlockSource, windows: int, length: int, run: Run) -> Iterator[slice]:
     """All windows at once, whose hidden states lie on disk where the budget is too small for them; without a folder
     to put them in, runs of windows that fit the budget, each of which walks all blocks again.
@@ -201,7 +206,7 @@ def _forward(
 ) -> Iterator[int]:
     """Fill ``hidden`` with the last block's outputs, block by block; each block's change is put to ``changes`` once."""
     length = tokens.shape[1]
-    parts = list(batches(len(tokens), length, run.batch_tokens))
+    parts = list(batches(len(tokens), length, _batch(source, run)))
     like = torch.empty(0, dtype=source.dtype, device=source.device)
     arguments = {
         size: source.family.arguments(source.config, None, size, length, like)

@@ -13,18 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.plan.machine import tile_columns
 from methods.stream.stopwatch import Stopwatch
 
-__all__ = ["Head", "RowFigures", "row_figures", "tile_columns"]
-
-# Columns of a tile on the CPU: the fastest of 512 to 8192 for 511 to 2044 rows of width 576 on one AVX-512 core.
-_COLUMNS = 1024
-_DEVICE_BYTES = 64 << 20
-
-
-def tile_columns(rows: int, *, on_cuda: bool) -> int:
-    """Columns of the vocabulary that logits of so many rows are made for at a time."""
-    return max(_COLUMNS, _DEVICE_BYTES // (4 * max(rows, 1))) if on_cuda else _COLUMNS
+__all__ = ["Head", "RowFigures", "row_figures"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +32,7 @@ class Head:
         return functional.linear(states, self.weight[part], bias).float()
 
     def tiles(self, rows: int) -> Iterator[slice]:
-        """Parts of the vocabulary whose logits lie in a CPU's caches, or fill a GPU."""
+        """Parts of the vocabulary whose logits are made together."""
         step = tile_columns(rows, on_cuda=self.weight.is_cuda)
         for start in range(0, self.weight.shape[0], step):
             yield slice(start, min(start + step, self.weight.shape[0]))

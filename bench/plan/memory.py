@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.plan.cells import Cell
 from bench.plan.formats import sparse_formats
-from bench.plan.machine import batch_tokens
+from bench.plan.machine import batch_tokens, scoring_tokens, tile_columns
 from bench.plan.work import (
     HELDOUT_WINDOWS,
     ITEMSIZE,
@@ -175,7 +175,7 @@ def _evaluation(cell: Cell, shape: ModelShape) -> int:
     itemsize = ITEMSIZE[cell.dtype]
     block = block_parameters(shape) * itemsize
     tokens, length = evaluation_tokens(cell, shape)
-    batch = _batch(cell, tokens, length, shape)
+    batch = _batch(cell, tokens, length, shape, scored=True)
     states = _states(cell, evaluation_states(cell, shape))
     passing = block + _activations(cell, shape, batch, length)
     tables = 1 if pruned_shape(cell, shape).slices is None else 2
@@ -184,8 +184,6 @@ def _evaluation(cell: Cell, shape: ModelShape) -> int:
 
 
 def _logits(cell: Cell, batch: int, shape: ModelShape) -> int:
-    from bench.evaluate.vocabulary import tile_columns
-
     columns = min(shape.vocabulary, tile_columns(batch, on_cuda=cell.device != "cpu"))
     # the sums of every tile are kept until the last: float32, then float64 of both models
     return batch * (_LOGITS * 4 * columns + 24 * -(-shape.vocabulary // columns))
@@ -198,10 +196,12 @@ def _walked(cell: Cell, shape: ModelShape) -> tuple[int, int]:
     return calibration_tokens(cell, shape)
 
 
-def _batch(cell: Cell, tokens: int, length: int, shape: ModelShape) -> int:
+def _batch(cell: Cell, tokens: int, length: int, shape: ModelShape, *, scored: bool = False) -> int:
     """Tokens of a forward batch: whole windows, one at least."""
     window = length or shape.positions
     most = cell.placement.batch_tokens or batch_tokens(cell.device)
+    if scored:
+        most = scoring_tokens(most, on_cuda=cell.device != "cpu")
     return min(max(window, most // window * window), max(tokens, window))
 
 

@@ -35,7 +35,7 @@ def _whole(states: Tensor, head: Head) -> Tensor:
 def test_tiles_give_the_whole_softmax(
     monkeypatch: pytest.MonkeyPatch, size: int, dtype: torch.dtype, *, bias: bool
 ) -> None:
-    monkeypatch.setattr(vocabulary, "_COLUMNS", 16)
+    monkeypatch.setattr(vocabulary, "tile_columns", lambda *_, **__: 16)
     clock = Stopwatch(torch.device("cpu"))
     states, targets, head, dense = _case(size, dtype, bias=bias)
     found = row_figures(states, targets, head, clock, dense)
@@ -54,7 +54,7 @@ def test_tiles_give_the_whole_softmax(
 
 
 def test_equal_models_do_not_diverge_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "_COLUMNS", 16)
+    monkeypatch.setattr(vocabulary, "tile_columns", lambda *_, **__: 16)
     states, targets, head, _ = _case(100, torch.float32, bias=True)
     found = row_figures(states, targets, head, Stopwatch(torch.device("cpu")), (states, head))
     assert found.divergence is not None and found.flips is not None
@@ -63,7 +63,7 @@ def test_equal_models_do_not_diverge_at_all(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_hostile_rows_touch_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "_COLUMNS", 16)
+    monkeypatch.setattr(vocabulary, "tile_columns", lambda *_, **__: 16)
     clock = Stopwatch(torch.device("cpu"))
     states, targets, head, dense = _case(100, torch.float32, bias=False)
     before = row_figures(states, targets, head, clock, dense)
