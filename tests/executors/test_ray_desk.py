@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
+from bench.cli.console import QuietObserver
 from bench.executors.ray.cluster import connected
 from bench.executors.ray.desk import Delivery, Desk
+from bench.plan.cells import expand
 from bench.plan.settings import gather
-from methods.errors import UserError
+from methods.errors import MachineError, UserError
 
 
 def test_only_the_latest_attempt_delivers_and_knows_what_came_before() -> None:
@@ -43,6 +48,23 @@ def test_an_address_without_a_cluster_is_one_line(address: str, said: str) -> No
     with pytest.raises(UserError) as caught, connected(address):
         pass
     assert said in str(caught.value)
+
+
+def test_a_lost_desk_ends_the_run_with_the_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from bench.executors.ray import run
+
+    def lost(_: run._Run) -> None:
+        raise ray.exceptions.ActorUnavailableError("socket closed", b"0" * 16)
+
+    monkeypatch.setattr(run, "connected", lambda _: nullcontext(ray))
+    monkeypatch.setattr(run._Run, "__init__", lambda *_: None)
+    monkeypatch.setattr(run._Run, "run", lost)
+    settings = gather({"models": "nano-opt", "methods": "magnitude", "sparsity": "0.5", "executor": "ray"})
+    with pytest.raises(MachineError, match="start the same command again"):
+        run.execute(expand(settings), tmp_path / "out", QuietObserver())
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] != "running"
+    assert not list((tmp_path / "out" / "work").glob("*"))
 
 
 def test_a_missing_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
