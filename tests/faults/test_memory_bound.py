@@ -67,6 +67,7 @@ def measure(folder: Path, work: Path, dtype: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes of work where every core is busy
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_memory_of_a_prune_is_bounded(tmp_path: Path, dtype: str) -> None:
     figures = in_a_process_of_its_own(opt(tmp_path / "model", blocks=2), dtype)
