@@ -11,13 +11,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from methods.selection import EVERYTHING, Selection
 from methods.target import Target
+
+if TYPE_CHECKING:
+    from methods.stream.shares import Worker
 
 __all__ = [
     "Arguments",
@@ -451,7 +454,8 @@ class Run:
     ``work``: folder of the resume point, or None to keep none; a resume point counts only where ``identity``
     is equal. ``shared``: folder of what the cells of a run share, such as sensitivities, or None to share
     nothing; ``model`` names the checkpoint's revision or hash there. ``layers``: the matrices that are pruned; a pruner sets it
-    for its allocation.
+    for its allocation. ``workers``: others that pass and count a share of the calibration windows each, for a walk
+    over the blocks that this run leads; allocations do without them.
     """
 
     seed: int = 0
@@ -467,6 +471,7 @@ class Run:
     model: str = ""
     observer: Observer = field(default_factory=Silent)
     layers: Selection = EVERYTHING
+    workers: Sequence[Worker] = ()
 
     def selected(self, source: BlockSource) -> list[tuple[int, Matrix]]:
         """The (block, matrix) that are pruned, in order: what an allocation shares a target out over."""

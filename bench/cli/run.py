@@ -138,6 +138,11 @@ _SETTINGS = {"allow_extra_args": True}
 @click.option(
     "--ray-address", metavar="ADDRESS", help="HOST:PORT of a Ray cluster, or auto; one of this machine."
 )
+@click.option(
+    "--calibration-workers",
+    metavar="N",
+    help="With --executor ray, processes that share the calibration of one cell; 1.",
+)
 @click.option("--out", metavar="DIR", help="The run's folder, or a URL such as s3://bucket/path; bench-out.")
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."

@@ -81,6 +81,8 @@ class Cell:
     """Canonical spelling of the matrices worked on (see ``methods.selection``); empty is all."""
     recovery: str = ""
     """What trains the model afterwards, as ``lora`` or ``4xfull`` (see ``methods.recover.spelling``); empty is one shot."""
+    calibration_workers: int = 1
+    """Processes that share its calibration windows; more than one change figures by rounding."""
     placement: Placement = AS_IT_COMES
     """Where its work lies in memory; see ``bench.plan.budget``."""
 
@@ -304,7 +306,7 @@ def _config(model: str) -> tuple[Mapping[str, Any], ModelShape | None, str]:
 def _refusal(cell: Cell, method: _Method | None, shape: ModelShape) -> str | None:
     from bench.plan.texts import unreadable
 
-    reason = _unselectable(cell) if method is not None else None
+    reason = (_unselectable(cell) or _unshared(cell, method)) if method is not None else None
     if method is not None and reason is None:
         reason = method.pruner.refuse(shape, Target.parse(cell.target))
     return reason or unreadable(cell, shape.positions)
@@ -318,6 +320,14 @@ def _unselectable(cell: Cell) -> str | None:
     if not cell.layers or registry.method(rule).layerwise:
         return None
     return f"{rule} is not layer-wise and works on whole blocks; leave out --layers {cell.layers}"
+
+
+def _unshared(cell: Cell, method: _Method) -> str | None:
+    """Why a method's calibration cannot be shared out, or None."""
+    if cell.calibration_workers == 1 or getattr(method.pruner, "shares_calibration", False):
+        return None
+    who = f"--recover {cell.recovery}" if cell.recovery else cell.method
+    return f"{who} works in one process; leave out --calibration-workers {cell.calibration_workers}"
 
 
 def _of_model(
@@ -385,6 +395,7 @@ def _seeded(settings: Settings, dense: Cell, method: _Method, target: Target) ->
             cell,
             seed=seed,
             calibration=calibration,
+            calibration_workers=settings.calibration_workers,
             hessian_dtype=settings.hessian_dtype if method.scheduled else cell.hessian_dtype,
             schedule=settings.schedule if method.scheduled else cell.schedule,
         )

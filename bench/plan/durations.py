@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.plan.cells import Cell
@@ -75,7 +76,12 @@ def seconds(cell: Cell, config: Mapping[str, Any], shape: ModelShape, rates: Rat
     if cell.device != "cpu":
         reading += size * ITEMSIZE[cell.dtype] / rates.copy
     found = {}
-    for phase, (narrow, wide) in flops(cell, config, shape).items():
+    work = flops(cell, config, shape)
+    if cell.calibration_workers > 1 and cell.calibration is not None:
+        # one worker's share of the windows is passed and counted in the time that all take
+        share = replace(cell.calibration, samples=-(-cell.calibration.samples // cell.calibration_workers))
+        work["prune"] = flops(replace(cell, calibration=share), config, shape)["prune"]
+    for phase, (narrow, wide) in work.items():
         took = narrow / rates.flops + wide / rates.wide
         if phase == "prune" and not cell.dense:
             written = stored + (shape.blocks - 1) * prune_states(cell, shape)

@@ -294,6 +294,8 @@ class Settings(BaseModel):
     """Where cells run: in this process, or on the nodes of a Ray cluster. Changes no figure."""
     ray_address: Annotated[str | None, _name("ray-address")] = None
     """HOST:PORT of a cluster, or ``auto``; one of this machine, for this run, where None."""
+    calibration_workers: Annotated[int, _whole("calibration-workers", 1, 4096)] = 1
+    """Processes of the cluster that share the calibration windows of a cell; more than one change figures by rounding."""
     out: Annotated[Path, BeforeValidator(_out)] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
     wandb: Mode = "off"
@@ -329,6 +331,11 @@ class Settings(BaseModel):
         if self.ray_address is not None and self.executor != "ray":
             raise UserError(
                 f"--ray-address {shown(self.ray_address)} is for Ray; add --executor ray, or leave it out"
+            )
+        if self.calibration_workers > 1 and self.executor != "ray":
+            raise UserError(
+                f"--calibration-workers {self.calibration_workers} are processes of a Ray cluster; add --executor ray, "
+                "or leave it out"
             )
         return self
 

@@ -50,6 +50,8 @@ def _wanted(cell: Cell, saved: tuple[str, ...]) -> set[str]:
         parameters = {**own, "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
         parameters |= {"layers": cell.layers} if cell.layers else {}
         parameters |= {"recovery": cell.recovery} if cell.recovery else {}
+        workers = cell.calibration_workers
+        parameters |= {"calibration_workers": workers} if workers > 1 else {}
     calibration = cell.calibration.id if cell.calibration else ""
     kept = [f"save/{form}" for form in forms_of(cell, saved) if refused(cell, form) is None]
     return {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +22,7 @@ from bench.run.results import CellObserver, Results
 from bench.run.subject import Keys, Subject, Subjects, keys_without_model
 from methods import registry
 from methods.errors import UnsupportedTarget
+from methods.stream.shares import Worker
 from methods.stream.sink import BlockFolder
 
 __all__ = ["CellRunner", "Ended"]
@@ -45,7 +46,8 @@ class Ended:
 class CellRunner:
     """Runs cells of one plan: what is known of them comes from ``results``, and every finished phase goes there.
 
-    ``out`` holds work in progress and saved models; ``subjects`` are models that earlier cells loaded.
+    ``out`` holds work in progress and saved models; ``subjects`` are models that earlier cells loaded; ``team`` hires
+    the workers that share a cell's calibration, for as long as it is pruned.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class CellRunner:
         observer: CellObserver,
         command: tuple[str, ...],
         subjects: Subjects | None = None,
+        team: Callable[[Cell], AbstractContextManager[Sequence[Worker]]] = lambda _: nullcontext(()),
     ) -> None:
         self.out = out
         self.results = results
         self.observer = observer
         self.command = command
         self.subjects = subjects if subjects is not None else Subjects()
+        self._team = team
         self._known: dict[str, list[Record]] = {}
         known = results.records()
         self._latest = max((moment(record.finished) for record in known), default=None)
@@ -197,11 +201,15 @@ class CellRunner:
             shared=self.out,
             model=subject.checkpoint.revision,
         )
-        if "prune" in wanted:
-            with self._recording(cell, subject, keys, machine, "prune") as result:
-                result.append(phases.prune(cell, subject, run, blocks))
-        else:
-            phases.prune(cell, subject, run, blocks)  # its record stands; only the weights are needed again
+        with self._team(cell) as workers:
+            run = replace(run, workers=workers)
+            if "prune" in wanted:
+                with self._recording(cell, subject, keys, machine, "prune") as result:
+                    result.append(phases.prune(cell, subject, run, blocks))
+            else:
+                phases.prune(
+                    cell, subject, run, blocks
+                )  # its record stands; only the weights are needed again
         return blocks.folder
 
     def _unsaved(
@@ -295,6 +303,7 @@ class CellRunner:
                 "hessian_dtype": cell.hessian_dtype,
                 **({"layers": cell.layers} if cell.layers else {}),
                 **({"recovery": cell.recovery} if cell.recovery else {}),
+                **({"calibration_workers": workers} if (workers := cell.calibration_workers) > 1 else {}),
             }
             if not cell.dense
             else {},

@@ -86,6 +86,8 @@ class Subject:
         if not cell.dense:
             elsewhere = registry.outside(cell.method, dict(cell.parameters))
             drawn |= {f"outside/{name}": version for name, version in elsewhere.items()}
+        if cell.calibration_workers > 1:
+            drawn["calibration workers"] = str(cell.calibration_workers)
         if cell.calibration is not None and cell.seed is not None:
             drawn["calibration"] = text_hash(
                 self.calibration(cell.calibration, cell.seed, cell.data_dir).tokens

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class LayerwisePruner:
     update: Update | None = None
     refinements: tuple[Refinement, ...] = ()
     layers: Selection = EVERYTHING
+    shares_calibration: ClassVar[bool] = True
+    """Whether ``run.workers`` are made use of."""
 
     @property
     def needs(self) -> Statistic:

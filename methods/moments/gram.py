@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,19 @@ class Gram:
         self._mirrored = self._mirrored and not len(rows)
         self.sequences += inputs.shape[0]
         self.tokens += rows.shape[0]
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The raw sum's upper triangle, in bands [rows, columns from the first of these rows on]; views, to be read."""
+        for start, stop in self._bands:
+            yield self._sum[start:stop, start:]
+
+    def absorb(self, pieces: Iterable[Tensor], sequences: int, tokens: int) -> None:
+        """Add the sum of another Gram matrix over other inputs, given by its ``pieces`` and its counts."""
+        for mine, theirs in zip(self.pieces(), pieces, strict=True):
+            mine += theirs.to(self._sum.device)
+        self._mirrored = False
+        self.sequences += sequences
+        self.tokens += tokens
 
     def check(self, where: str) -> None:
         """Raises NonFiniteError naming ``where`` if any input was NaN or infinite, or the sum overflowed."""

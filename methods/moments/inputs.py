@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Flag, auto
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -48,6 +50,13 @@ class Columns:
         self.tokens += rows.shape[0]
         self.sequences += inputs.shape[0]
 
+    def absorb(self, sums: Tensor, squares: Tensor, sequences: int, tokens: int) -> None:
+        """Add the sums over other inputs."""
+        self.sums += sums.to(self.sums.device)
+        self.squares += squares.to(self.squares.device)
+        self.sequences += sequences
+        self.tokens += tokens
+
     def check(self, where: str) -> None:
         """Raises NonFiniteError naming ``where`` if any input was NaN or infinite."""
         if not bool(torch.isfinite(self.squares).all()):
@@ -79,6 +88,27 @@ class Moments:
             self._gram.add(inputs)
         if self._columns is not None:
             self._columns.add(inputs)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Sequences and tokens added so far."""
+        known = self._gram or self._columns
+        return (known.sequences, known.tokens) if known is not None else (0, 0)
+
+    def pieces(self) -> Iterator[Tensor]:
+        """All sums, piece by piece, for ``absorb``; views, to be read. A Gram matrix comes in bands of one triangle."""
+        if self._gram is not None:
+            yield from self._gram.pieces()
+        if self._columns is not None:
+            yield from (self._columns.sums, self._columns.squares)
+
+    def absorb(self, pieces: Iterator[Tensor], counts: tuple[int, int]) -> None:
+        """Add what other inputs came to: the ``pieces`` and ``counts`` of moments that ask for the same, as wide."""
+        if self._gram is not None:
+            bands = sum(1 for _ in self._gram.pieces())
+            self._gram.absorb(islice(pieces, bands), *counts)
+        if self._columns is not None:
+            self._columns.absorb(next(pieces), next(pieces), *counts)
 
     @property
     def gram(self) -> Gram:

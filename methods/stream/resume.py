@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from methods.errors import MachineError
 from methods.interface import MatrixReport
 from methods.stream.sink import write_json, write_tensors
 
@@ -22,7 +24,8 @@ __all__ = ["Progress", "ResumePoint"]
 class Progress:
     """``next``: first block still to prune; ``hidden`` [windows, length, width] enters it; ``reports`` of blocks before it.
 
-    ``kept``: what else a method goes on with (the basis that a sliced model's states lie in).
+    ``others`` load the states of other workers' windows, in their order. ``kept``: what else a method goes on with (the
+    basis that a sliced model's states lie in).
     """
 
     next: int
@@ -30,6 +33,7 @@ class Progress:
     reports: tuple[MatrixReport, ...]
     seconds: dict[str, float]
     kept: dict[str, Tensor] = field(default_factory=dict)
+    others: tuple[Callable[[], Tensor], ...] = ()
 
 
 class ResumePoint:
@@ -52,9 +56,10 @@ class ResumePoint:
             kept = load_file(self.folder / str(state["hidden"]))
             hidden = kept.pop("hidden")
             reports = tuple(MatrixReport(**report) for report in state["reports"])
-            return Progress(
-                int(state["next"]), hidden, reports, {k: float(v) for k, v in state["seconds"].items()}, kept
-            )
+            seconds = {k: float(v) for k, v in state["seconds"].items()}
+            others = [self.folder / str(name) for name in state["others"]]
+            loads = tuple(partial(_states, path) for path in others)
+            return Progress(int(state["next"]), hidden, reports, seconds, kept, loads)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
@@ -65,20 +70,39 @@ class ResumePoint:
         reports: Sequence[MatrixReport],
         seconds: dict[str, float],
         kept: Mapping[str, Tensor] | None = None,
+        others: Iterable[Tensor] = (),
     ) -> None:
-        """Blocks before ``following`` are on disk; ``hidden`` enters it. Raises MachineError."""
+        """Blocks before ``following`` are on disk; ``hidden`` enters it, and ``others`` of other workers, one at a time.
+
+        Raises MachineError.
+        """
         name = f"hidden-{following:05d}.safetensors"
         write_tensors(self.folder / name, {"hidden": hidden, **(kept or {})})
+        names = []
+        for number, states in enumerate(others, 1):
+            names.append(f"hidden-{following:05d}-{number}.safetensors")
+            write_tensors(self.folder / names[-1], {"hidden": states})
         write_json(
             self._state,
             {
                 "identity": self.identity,
                 "next": following,
                 "hidden": name,
+                "others": names,
                 "reports": [dataclasses.asdict(report) for report in reports],
                 "seconds": seconds,
             },
         )
         for path in self.folder.glob("hidden-*.safetensors"):
-            if path.name != name:
+            if path.name not in (name, *names):
                 path.unlink(missing_ok=True)
+
+
+def _states(path: Path) -> Tensor:
+    """States in a file that this program wrote. Raises MachineError where it is gone or damaged."""
+    try:
+        return load_file(path)["hidden"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise MachineError(
+            f"{path}: cannot be read ({error}); remove its folder, and the cell begins anew"
+        ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ from methods.stream.ahead import BlocksAhead
 from methods.stream.errors import OutputErrors
 from methods.stream.heap import give_back
 from methods.stream.resume import ResumePoint
+from methods.stream.shares import cut
 from methods.stream.stopwatch import Stopwatch
 from methods.stream.windows import Part, WindowStates
 
@@ -54,6 +55,11 @@ class _Walk:
         self.run = run
         self.needs = needs
         drawn = calibration.tokens if needs else calibration.tokens[:0]
+        self.workers = run.workers if len(drawn) else ()
+        own, *others = cut(len(drawn), len(calibration.heldout), 1 + len(self.workers))
+        for worker, share in zip(self.workers, others, strict=True):
+            worker.begin(drawn[share], needs)
+        drawn = drawn[own]
         self.tokens = torch.cat([drawn, calibration.heldout]) if len(drawn) else calibration.heldout
         self.states = WindowStates(source, self.tokens, len(drawn), run)
         self.matrices = {matrix.name: matrix for matrix in source.family.matrices(source.shape)}
@@ -64,6 +70,8 @@ class _Walk:
 
     def prune_block(self, index: int, block: Block, raw: Block) -> None:
         """Replace the block's matrices by pruned ones and its input states by its outputs."""
+        for worker in self.workers:
+            worker.enter(index)
         self.states.enter()
         self.finished = dict(raw)
         if self.run.schedule == "blockwise":
@@ -71,28 +79,36 @@ class _Walk:
         else:
             self._sequential(index, block, raw)
         if index + 1 < self.source.shape.blocks:
+            for worker in self.workers:
+                worker.leave()
             for part in self.states.parts:
                 with self.clock(_phase(part)):
                     self.states.leave(block, part)
 
     def _sequential(self, index: int, block: Block, raw: Block) -> None:
         for stage in self._stages(index):
+            shared = (stage,) if stage.moments is not None else ()
+            self._have_gathered(shared, dense=False)
             for part in self.states.parts:
                 with self.clock(_phase(part)):
                     inputs = self.states.inputs(block, part, stage.number)
                 self._gather(stage, inputs, part.counted)
+            self._take_in(shared)
             first = len(self.reports)
-            for matrix in stage.matrices:
-                solved = self._solve(index, matrix, raw, stage.moments)
-                block[f"{matrix.name}.weight"] = solved
+            solved = {f"{m.name}.weight": self._solve(index, m, raw, stage.moments) for m in stage.matrices}
+            block.update(solved)
+            self._hand_on(index, solved)
             self._heldout(first, raw, block, stage)
 
     def _blockwise(self, index: int, block: Block, raw: Block) -> None:
         stages = list(self._stages(index))
+        shared = [stage for stage in stages if stage.moments is not None]
+        self._have_gathered(shared, dense=True)
         for part in self.states.parts if self.needs else ():
             if part.counted:
                 for stage, inputs in zip(stages, self.states.dense_inputs(block, part), strict=True):
                     self._gather(stage, inputs, counted=True)
+        self._take_in(shared)
         pruned: Block = {}
         for stage in stages:
             for matrix in stage.matrices:
@@ -111,6 +127,28 @@ class _Walk:
                 self._report_errors(first, errors)
                 first += len(stage.matrices)
         block.update(pruned)
+        self._hand_on(index, pruned)
+
+    def _have_gathered(self, stages: Sequence[_Stage], *, dense: bool) -> None:
+        """Set the workers going on their shares."""
+        for worker in self.workers if stages else ():
+            worker.gather(tuple(stage.number for stage in stages), dense=dense)
+
+    def _take_in(self, stages: Sequence[_Stage]) -> None:
+        """Add what the workers gathered to what was gathered here, in their order, whoever was done first."""
+        with self.clock("moments"):
+            for stage in stages:
+                for worker in self.workers:
+                    counts, pieces = worker.sums(stage.number)
+                    if stage.moments is not None:
+                        stage.moments.absorb(pieces, counts)
+
+    def _hand_on(self, index: int, solved: Block) -> None:
+        """Have the workers go on with the pruned weights; the others they have."""
+        pruned = {f"{name}.weight" for block, name in self.selected if block == index}
+        changed = {name: weight for name, weight in solved.items() if name in pruned}
+        for worker in self.workers if changed else ():
+            worker.replace(changed)
 
     def _stages(self, index: int) -> Iterator[_Stage]:
         for number, stage in enumerate(self.states.stages):
@@ -240,7 +278,9 @@ def walk(
     weights before it. ``blockwise`` is the published SparseGPT code's schedule: all Hessians of a block from
     its dense weights, then a second forward. ``needs``: what is gathered of the inputs; the calibration error
     is known only where that holds the Gram matrix. Matrices outside ``run.layers`` are kept as
-    they are. Raises NonFiniteError, HessianError, CheckpointError, MachineError.
+    they are. With ``run.workers`` each of them passes a share of the calibration windows, and its sums are added to
+    those made here: equal to one walk's but for the order of additions. Raises NonFiniteError, HessianError,
+    CheckpointError, MachineError.
     """
     pruning = _Walk(source, calibration, solver, run, needs=needs)
     point = ResumePoint(run.work, run.identity) if run.work is not None else None
@@ -250,10 +290,14 @@ def walk(
         start = progress.next
         if start < blocks:
             pruning.states.hidden.put(slice(None), progress.hidden)
+            for worker, kept in zip(pruning.workers, progress.others, strict=True):
+                worker.restore(kept())
         pruning.reports.extend(progress.reports)
         pruning.clock = Stopwatch(source.device, progress.seconds)
     else:
         start = 0
+        for worker in pruning.workers:
+            worker.embed()
         with pruning.clock("forward"):
             pruning.states.embed(pruning.tokens)
     del progress
@@ -267,8 +311,10 @@ def walk(
             with pruning.clock("write"):
                 sink.put(index, pruning.finished)
                 if point is not None:
-                    states = pruning.states.hidden.whole() if index + 1 < blocks else torch.empty(0)
-                    point.save(index + 1, states, pruning.reports, pruning.clock.seconds)
+                    last = index + 1 == blocks
+                    states = torch.empty(0) if last else pruning.states.hidden.whole()
+                    others = () if last else (worker.states() for worker in pruning.workers)
+                    point.save(index + 1, states, pruning.reports, pruning.clock.seconds, others=others)
             # nothing of this block may lie beside the next ones
             del block, raw
             pruning.finished = {}

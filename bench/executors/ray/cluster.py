@@ -36,9 +36,10 @@ class Node:
     gpus: float
     memory: float
 
-    def holds(self, cpus: float, gpus: float, memory: float) -> bool:
-        """Whether work of this size fits while nothing else runs there."""
-        return cpus <= self.cpus and gpus <= self.gpus and memory <= self.memory
+    def room(self, cpus: float, gpus: float, memory: float) -> int:
+        """How many processes of this size it holds at once."""
+        wanted = ((cpus, self.cpus), (gpus, self.gpus), (memory, self.memory))
+        return min((int(there // need) for need, there in wanted if need), default=0)
 
 
 def installed() -> ModuleType:

@@ -6,7 +6,6 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -15,7 +14,8 @@ from bench.executors.grid import Grid, Outcome, running
 from bench.executors.ray.affinity import Affinity
 from bench.executors.ray.cluster import Node, connected, nodes
 from bench.executors.ray.desk import Delivery, Desk, Message
-from bench.executors.ray.worker import Job, clean, run_cell
+from bench.executors.ray.needs import Needs
+from bench.executors.ray.worker import RETRIES, Job, clean, run_cell
 from bench.measure.machine import versions
 from bench.plan.cells import Cell, Plan
 from bench.plan.observer import GridObserver
@@ -28,8 +28,6 @@ from methods.errors import MachineError, PruneBenchError, StoreError, reason_of
 
 __all__ = ["execute"]
 
-RETRIES: Final = 3
-"""How often a cell is begun again whose worker or node was lost; a failure of the cell itself is never repeated."""
 _WAITING: Final = 1
 """Cells offered to a node beyond what it can run at once, so that it never waits for this process."""
 _LOOK: Final = 2.0
@@ -90,16 +88,6 @@ def _folder(out: Path) -> Iterator[str]:
         mark.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Needs:
-    cpus: int
-    gpus: int
-    memory: int
-
-    def options(self) -> dict[str, Any]:
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory}
-
-
 class _Run:
     def __init__(self, ray: ModuleType, grid: Grid, job: Job) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -108,7 +96,8 @@ class _Run:
         self.grid = grid
         self.job = job
         self.cells = grid.plan.cells
-        self.needs = [_needs(cell) for cell in self.cells]
+        self.needs = [Needs.of(cell) for cell in self.cells]
+        self.groups: dict[int, Any] = {}
         self.pinned = NodeAffinitySchedulingStrategy
         # not softly: Ray would rather have it on a node with CPUs, which may be lost
         here = self.pinned(ray.get_runtime_context().get_node_id(), soft=False)
@@ -137,7 +126,9 @@ class _Run:
         fetching = self.desk.fetch.remote(0)
         try:
             while affinity or self.flying:
-                for node in nodes(self.ray):
+                there = nodes(self.ray)
+                self._give_up(there)
+                for node in there:
                     self._offer(node, affinity, indices)
                 ready, _ = self.ray.wait([fetching, *self.flying], num_returns=1, timeout=_LOOK)
                 if fetching in ready:
@@ -157,11 +148,42 @@ class _Run:
         """Cells that some node can hold; the others are refused."""
         found = set()
         for index, (cell, need) in enumerate(zip(self.cells, self.needs, strict=True)):
-            if any(node.holds(need.cpus, need.gpus, need.memory) for node in living):
+            if _room(need, living) >= cell.calibration_workers:
                 found.add(index)
             else:
-                self.grid.fail(index, cell, _too_large(need, living), "refused")
+                self.grid.fail(index, cell, _too_large(need, living, cell.calibration_workers), "refused")
         return found
+
+    def _give_up(self, living: list[Node]) -> None:
+        """End cells whose workers have no room any more since nodes were lost: Ray would wait for new ones forever."""
+        for ref, (index, _) in list(self.flying.items()):
+            cell, need = self.cells[index], self.needs[index]
+            if index in self.groups and _room(need, living) < cell.calibration_workers:
+                self.ray.cancel(ref, force=True)
+                del self.flying[ref]
+                self._disband(index)
+                lacking = _too_large(need, living, cell.calibration_workers)
+                self.grid.fail(index, cell, f"nodes were lost: {lacking}")
+
+    def _placed(self, index: int, node: Node) -> Any:
+        """Where a cell's process is to run; with workers that share its calibration, together with theirs."""
+        workers = self.cells[index].calibration_workers
+        if workers == 1:
+            return self.pinned(node.id, soft=True)
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        # all or none: workers that wait for each other's CPUs would wait forever
+        group = self.groups[index] = placement_group(
+            [self.needs[index].bundle()] * workers, strategy="SPREAD"
+        )
+        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+
+    def _disband(self, index: int) -> None:
+        from ray.util.placement_group import remove_placement_group
+
+        if index in self.groups:
+            remove_placement_group(self.groups.pop(index))
 
     def _offer(self, node: Node, affinity: Affinity, indices: list[int]) -> None:
         while sum(there == node.id for _, there in self.flying.values()) < self._slots(node) + _WAITING:
@@ -174,7 +196,7 @@ class _Run:
                 **self.needs[index].options(),
                 max_retries=RETRIES,
                 retry_exceptions=False,
-                scheduling_strategy=self.pinned(node.id, soft=True),
+                scheduling_strategy=self._placed(index, node),
                 name=cell.name,
             ).remote(self.desk, self.job, index, cell, tuple(self.known[_who(cell)]))
             self.flying[ref] = (index, node.id)
@@ -215,6 +237,7 @@ class _Run:
     def _end(self, ref: Any) -> None:
         index, _ = self.flying.pop(ref)
         cell = self.cells[index]
+        self._disband(index)
         try:
             status, summary = self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:
@@ -253,17 +276,21 @@ class _Run:
             self.ray.wait(refs, num_returns=len(refs), timeout=_GRACE)
 
 
-def _needs(cell: Cell) -> _Needs:
-    gpu = cell.device != "cpu"
-    # on a GPU the estimate is of the device's memory, which Ray does not share out
-    return _Needs(cell.threads, int(gpu), 0 if gpu else estimate(cell).memory_bytes)
+def _room(need: Needs, living: list[Node]) -> int:
+    """How many such processes the nodes hold at once while nothing else runs there."""
+    return sum(node.room(need.cpus, need.gpus, need.memory) for node in living)
 
 
-def _too_large(need: _Needs, living: list[Node]) -> str:
+def _too_large(need: Needs, living: list[Node], workers: int) -> str:
     largest = max(living, key=lambda node: (node.cpus, node.memory), default=None)
     if largest is None:
         return "no node of the Ray cluster has a CPU to offer"
     wanted = f"{need.cpus} CPUs" + (", 1 GPU" if need.gpus else f", {need.memory / 1e9:.1f} GB of memory")
+    if workers > 1:
+        return (
+            f"needs {wanted} for each of {workers} workers, and the Ray cluster has room for {_room(need, living)}; "
+            "give fewer --calibration-workers or --threads, or more nodes"
+        )
     return (
         f"needs {wanted}, the largest node of the Ray cluster has {largest.cpus:g} CPUs, {largest.gpus:g} GPUs, "
         f"{largest.memory / 1e9:.1f} GB; give fewer --threads, or larger nodes"

@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock, Timeout
 
 from bench.executors.ray.desk import Delivery
+from bench.executors.ray.needs import check_versions
 from bench.plan.cells import Cell
 from bench.results.records import Record, decode, encode
 from bench.results.values import read_values, save_values
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from bench.run.cell import Ended
     from bench.run.subject import Subjects
 
-__all__ = ["Job", "clean", "run_cell"]
+__all__ = ["RETRIES", "Job", "clean", "run_cell"]
 
+RETRIES: Final = 3
+"""How often a cell is begun again whose worker or node was lost; a failure of the cell itself is never repeated."""
 _PERIOD: Final = 0.5
 """Seconds between two messages about the steps of one phase."""
 _PATIENCE: Final = 30.0
@@ -70,7 +74,7 @@ def run_cell(desk: Any, job: Job, index: int, cell: Cell, known: tuple[bytes, ..
     """
     import ray
 
-    from bench.measure.machine import versions
+    from bench.executors.ray.team import Lost, hired
     from bench.run.attempt import attempt
     from bench.run.cell import CellRunner, Ended
     from bench.run.subject import Subjects
@@ -79,13 +83,7 @@ def run_cell(desk: Any, job: Job, index: int, cell: Cell, known: tuple[bytes, ..
     if _subjects is None:
         _subjects = Subjects()
     node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
-    others = {name: found for name, found in versions().items() if job.versions.get(name) != found}
-    if others:
-        theirs = ", ".join(f"{name} {job.versions.get(name, 'none')}" for name in others)
-        ours = ", ".join(f"{name} {found}" for name, found in others.items())
-        raise MachineError(
-            f"node {node} has {ours} where the run has {theirs}; install the same on every node"
-        )
+    check_versions(job.versions)
     if job.save and not job.shared():
         raise MachineError(
             f"node {node} does not see {job.out}, and --save keeps models there; give an --out that all nodes share"
@@ -97,8 +95,20 @@ def run_cell(desk: Any, job: Job, index: int, cell: Cell, known: tuple[bytes, ..
     observer = DeskObserver(desk, index, number)
     force = job.force and not delivered
     with _folder(job, index) as folder:
-        runner = CellRunner(folder, results, observer, job.command, _subjects)
-        ended: Ended = attempt(runner, cell, force=force, save=job.save, name=str(index))
+        team = partial(hired, versions=job.versions)
+        runner = CellRunner(folder, results, observer, job.command, _subjects, team)
+        for left in reversed(range(RETRIES + 1)):
+            try:
+                ended: Ended = attempt(runner, cell, force=force, save=job.save, name=str(index))
+                break
+            except Lost as lost:
+                reason = f"a worker that shares its calibration was lost ({lost})"
+                if not left:
+                    raise MachineError(
+                        f"{reason}, {RETRIES + 1} times; is there enough memory on the nodes?"
+                    ) from None
+                observer.warning(f"begun again: {reason}")
+                force = False
     if ended.status == "cached" and delivered:
         ended = Ended("done", ended.summary)
     return ended.status, ended.summary
