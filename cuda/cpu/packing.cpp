@@ -165,10 +165,10 @@ int32_t validate(int32_t abi, const prune_bench_bitmap* weight, int64_t* bad_row
   if (w.group == 0 && (w.offsets[0] != 0 || w.offsets[w.rows] != w.nonzeros)) return PRUNE_BENCH_BAD_FORMAT;
   for (int64_t row = 0; row < w.rows; ++row) {
     const uint64_t* bits = w.bitmap + row * words;
-    bool good = w.columns == 0;
-    if (w.columns > 0 && w.group > 0) {
-      good = grouped(bits, words, w);
-    } else if (w.columns > 0) {
+    bool good = false;
+    if (w.group > 0) {
+      good = w.columns == 0 || grouped(bits, words, w);
+    } else {
       int64_t stored = 0;
       for (int64_t word = 0; word < words; ++word) stored += __builtin_popcountll(bits[word]);
       const bool beyond = w.columns % kWordColumns != 0 && bits[words - 1] >> w.columns % kWordColumns != 0;

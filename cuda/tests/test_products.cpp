@@ -206,6 +206,12 @@ void bad_product_parameters_are_named() {
   prune_bench_bitmap w = m.packed();
   int64_t bad = 0;
   expect(prune_bench_cpu_bitmap_validate(0, &w, &bad) == PRUNE_BENCH_BAD_ABI, "validate: abi");
+  int64_t astray[] = {0, 7, 0};
+  prune_bench_bitmap narrow = {};
+  narrow.rows = 2;
+  narrow.offsets = astray;
+  expect(prune_bench_cpu_bitmap_validate(PRUNE_BENCH_ABI, &narrow, &bad) == PRUNE_BENCH_BAD_FORMAT && bad == 0,
+         "validate: offsets of rows without columns");
   expect(prune_bench_cpu_bitmap_validate(PRUNE_BENCH_ABI, nullptr, &bad) == PRUNE_BENCH_NULL_POINTER, "validate: null");
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from methods.kernels import _native, formats
 from methods.kernels.formats import Bitmap, pack, unpack, validate
+from methods.kernels.products import bitmap_matmul
 from methods.kernels.twins import bitmap as twin
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -154,6 +155,19 @@ def test_hostile_parts_are_found_and_read_within_bounds(seed: int, group: bool) 
         validate(bad)
     with pytest.raises(RuntimeError, match="do not belong together"):
         unpack(bad)
+
+
+@pytest.mark.parametrize("middle", [-1, 7, 1 << 40, -(1 << 62)])
+def test_offsets_of_rows_without_columns_are_looked_at(middle: int) -> None:
+    """Found by fuzzing: what validated was refused by the product."""
+    good = pack(torch.zeros(4, 0))
+    offsets = torch.tensor([0, 0, middle, 0, 0])
+    bad = spoiled(good, offsets=offsets)
+    with pytest.raises(ValueError, match="row 1: its bitmap does not store as many as its offsets"):
+        validate(bad)
+    assert by_twin(bad) == 1
+    validate(good)
+    assert torch.equal(bitmap_matmul(torch.ones(3, 0), good), torch.zeros(3, 4))
 
 
 @pytest.mark.parametrize(
