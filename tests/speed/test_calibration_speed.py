@@ -1,7 +1,8 @@
 """One cell's calibration by one worker and by two of a real Ray, in turns: Hessians, and the time a prune takes.
 
-`pytest tests/speed/test_calibration_speed.py -s -o addopts=--import-mode=importlib --benchmark-only`; BENCH_SPEED_MODEL (nano-llama, or
-smollm2-135m once pulled) and BENCH_SPEED_ROUNDS. One thread each: a machine needs two cores to show what two workers bring.
+`pytest tests/speed/test_calibration_speed.py -s -o addopts=--import-mode=importlib --benchmark-only`; BENCH_SPEED_MODEL is
+nano-llama, or smollm2-135m once pulled; BENCH_SPEED_ROUNDS. One thread each: two cores are needed to show what two workers
+bring.
 """
 
 from __future__ import annotations
