@@ -91,10 +91,9 @@ class _Walk:
 
     def _blockwise(self, index: int, block: Block, raw: Block) -> None:
         stages = list(self._stages(index))
-        for part in self.states.parts if self.needs else ():
-            if part.counted:
-                for stage, inputs in zip(stages, self.states.dense_inputs(block, part), strict=True):
-                    self._gather(stage, inputs, counted=True)
+        if self.needs:
+            self._gather_dense(stages, block)
+        give_back()
         pruned: Block = {}
         for stage in stages:
             for matrix in stage.matrices:
@@ -131,6 +130,12 @@ class _Walk:
         if counted and stage.moments is not None:
             with self.clock("moments"):
                 stage.moments.add(inputs)
+
+    def _gather_dense(self, stages: list[_Stage], block: Block) -> None:
+        for part in self.states.parts:
+            if part.counted:
+                for stage, inputs in zip(stages, self.states.dense_inputs(block, part), strict=True):
+                    self._gather(stage, inputs, counted=True)
 
     def _solve(self, index: int, matrix: Matrix, raw: Block, moments: Moments | None) -> Tensor:
         stored = raw[f"{matrix.name}.weight"]
