@@ -83,8 +83,9 @@ class Method:
     ``scheduled``: results depend on the run's schedule and Hessian dtype. ``outside``: ``module:attribute``,
     called with the parameters by name where another program does the work; it gives the versions there (name to
     version), whose change changes results too. For the plan's estimates: ``workspace`` is how many float32
-    matrices of columns x columns it holds at once (0: it gathers no Gram matrix), ``products`` how many products
-    of the weight with such a matrix its work amounts to.
+    matrices of columns x columns it holds at once (0: it gathers no Gram matrix; 2.5: the Gram matrix, the factor, and
+    half of one while that is inverted), ``products`` how many products of the weight with such a matrix its work
+    amounts to.
     """
 
     name: str
@@ -99,7 +100,7 @@ class Method:
     default_target: str = "50%"
     targets: tuple[str, ...] = ("unstructured", "nm")
     scheduled: bool = True
-    workspace: int = 3
+    workspace: float = 2.5
     products: int = 1
     outside: str = ""
 

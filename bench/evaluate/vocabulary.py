@@ -61,13 +61,14 @@ def row_figures(
         raise ValueError(
             f"targets from {int(targets.min())} to {int(targets.max())}: the vocabulary has 0 to {vocabulary - 1}"
         )
-    ours, theirs = _Running(rows, states.device), _Running(rows, states.device)
+    tiles = list(head.tiles(rows))
+    ours, theirs = (_Running(len(tiles), rows, states.device) for _ in range(2))
     aim = torch.zeros(rows, dtype=torch.float32, device=states.device)
-    gaps: list[Tensor] = []
-    for part in head.tiles(rows):
+    gaps = torch.empty(len(tiles), rows, dtype=torch.float32, device=states.device)
+    for number, part in enumerate(tiles):
         with clock("loss"):
             found = head.logits(states, part)
-            ours.add(found)
+            ours.add(number, found)
             place = targets - part.start
             inside = (place >= 0) & (place < found.shape[1])
             here = found.gather(1, place.clamp(0, found.shape[1] - 1)[:, None])[:, 0]
@@ -77,8 +78,8 @@ def row_figures(
                 expected = dense[1].logits(dense[0], part)
                 ours.look(found, part.start)
                 theirs.look(expected, part.start)
-                shares = (expected - theirs.add(expected)[:, None]).exp_()
-                gaps.append((shares * expected.sub_(found)).sum(1))
+                shares = (expected - theirs.add(number, expected)[:, None]).exp_()
+                gaps[number] = (shares * expected.sub_(found)).sum(1)
     with clock("loss"):
         whole = ours.whole()
         loss = whole - aim
@@ -87,22 +88,26 @@ def row_figures(
     with clock("divergence"):
         expected_whole = theirs.whole()
         weights = (theirs.stacked() - expected_whole).exp()
-        divergence = (weights * torch.stack(gaps).double()).sum(0) - expected_whole + whole
+        divergence = (weights * gaps.double()).sum(0) - expected_whole + whole
         return RowFigures(loss, divergence, (ours.place != theirs.place).double())
 
 
 class _Running:
-    """Of the tiles seen so far: the log of the summed exponentials of each, and the largest logit's place."""
+    """Of the tiles seen so far: the log of the summed exponentials of each, and the largest logit's place.
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self._logs: list[Tensor] = []
+    What is kept of a tile lies in one tensor for all: kept apart, it would lie between the logits of two tiles, and
+    the allocator could not use that place again.
+    """
+
+    def __init__(self, tiles: int, rows: int, device: torch.device) -> None:
+        self._logs = torch.empty(tiles, rows, dtype=torch.float32, device=device)
         self._largest = torch.full((rows,), -torch.inf, device=device)
         self.place = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def add(self, logits: Tensor) -> Tensor:
+    def add(self, tile: int, logits: Tensor) -> Tensor:
         """log Σ exp of a tile [rows, columns]: float32 [rows]."""
-        self._logs.append(torch.logsumexp(logits, dim=1))
-        return self._logs[-1]
+        self._logs[tile] = torch.logsumexp(logits, dim=1)
+        return self._logs[tile]
 
     def look(self, logits: Tensor, start: int) -> None:
         """The tile's columns begin at ``start`` of the vocabulary; the first of equal logits stays, NaN is the largest."""
@@ -113,7 +118,7 @@ class _Running:
 
     def stacked(self) -> Tensor:
         """Float64 [tiles, rows]."""
-        return torch.stack(self._logs).double()
+        return self._logs.double()
 
     def whole(self) -> Tensor:
         """log Σ exp over the vocabulary, float64 [rows]."""

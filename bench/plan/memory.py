@@ -54,6 +54,8 @@ _ANSWER_BYTES: Final = 4 * (32 << 20)
 """Logits of answers are made in float32 in pieces of 32 MiB, with what is reduced from them."""
 _PIECE: Final = 2048
 """Rows of inputs turned to the Hessian's type, or multiplied for errors, at once."""
+_FACTORISING: Final = 2.5
+"""Matrices of columns x columns: the sum, the factor made in its own memory, half as much while it is inverted."""
 
 
 def prune_states(cell: Cell, shape: ModelShape) -> int:
@@ -93,7 +95,7 @@ def phases(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> dict[str
 
 
 def prune_terms(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> dict[str, int]:
-    """Bytes that pruning holds at once, by what they are, at the stage where they are most."""
+    """Bytes that pruning holds at once, by what they are, at the step where they are most."""
     from methods.families import family_of
     from methods.families.sizes import block_parameters
 
@@ -105,31 +107,46 @@ def prune_terms(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> dic
     found = {
         "block": block,
         "states": _states(cell, prune_states(cell, shape), 1 + shape.feedforward / shape.width),
-        "activations": _activations(cell, shape, batch, length),
     }
+    passing = _activations(cell, shape, batch, length)
     if pruned_shape(cell, shape).slices is not None:
-        return {**found, "slicing": _slicing(shape)}
+        return {**found, "activations": passing, "slicing": _slicing(shape)}
     work, wide = work_of(cell), ITEMSIZE[cell.hessian_dtype]
     family = family_of(shape)
     matrices = {matrix.name: matrix for matrix in family.matrices(shape)}
     gathered = work.products_before or (work.workspace and cell.schedule == "blockwise")
     held = sum(columns**2 for columns, _ in hessian_columns(cell, config, shape)) if gathered else 0
-    stages = []
+    steps = []
     for stage in family.stages(config):
         linears = [matrices[name] for name in stage.linears]
         columns = linears[0].columns
         square, dense = columns**2 * wide, 4 * max(matrix.size for matrix in linears)
-        # factorising needs most Hessians; measuring the error most copies of the weight
-        held_now = max(work.workspace, 3 if work.products_before else 0)
-        stages += [(held_now * square, dense), (min(2, held_now) * square, 3 * dense)]
+        rows = min(_PIECE, batch)
+        held_now = max(work.workspace, _FACTORISING if work.products_before else 0)
         errors = 2 * 4 * sum(matrix.size for matrix in linears)
-        errors += 4 * min(_PIECE, batch) * (columns + max(matrix.rows for matrix in linears))
-        stages.append((0, errors))
-    hessians, weights = max(stages, key=sum)
+        errors += 4 * rows * (columns + max(matrix.rows for matrix in linears))
+        steps += [
+            (
+                min(1, held_now) * square,
+                bool(held_now) * wide * rows * columns,
+                passing,
+            ),  # inputs are gathered
+            (held_now * square, dense, 0),  # solving needs most Hessians
+            (min(2, held_now) * square, 3 * dense, 0),  # looking at what came of it most copies of the weight
+            (0, errors, passing),
+        ]
+    hessians, weights, activations = max(steps, key=sum)
     stored = stored_itemsize(cell.model, shape)
     # in float32 what is stored and what goes on are one tensor
     finished = 0 if stored == itemsize == 4 else stored * sum(matrix.size for matrix in matrices.values())
-    return {**found, "hessians": hessians + held * wide, "weights": weights, "finished": finished}
+    hessians = int(hessians) + held * wide
+    return {
+        **found,
+        "activations": activations,
+        "hessians": hessians,
+        "weights": weights,
+        "finished": finished,
+    }
 
 
 def least_terms(cell: Cell, shape: ModelShape) -> dict[str, int]:

@@ -129,7 +129,7 @@ def sensitivities(cell: Cell, shape: ModelShape) -> Cost:
 class Work:
     """What a cell's method declares of its work: see ``methods.entries``."""
 
-    workspace: int = 0
+    workspace: float = 0
     products: int = 0
     passes_before: int = 0
     products_before: int = 0

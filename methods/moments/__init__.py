@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from methods.moments.eigen import Eigen, decompose
-from methods.moments.factor import Factor, factorise, invert_lower_
+from methods.moments.factor import Factor, factorise, invert_lower_, reverse_
 from methods.moments.gram import Gram
 from methods.moments.inputs import Moments, Statistic
 
@@ -16,4 +16,5 @@ __all__ = [
     "decompose",
     "factorise",
     "invert_lower_",
+    "reverse_",
 ]

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from methods.errors import HessianError
 
-__all__ = ["Factor", "factorise", "invert_lower_"]
+__all__ = ["Factor", "factorise", "invert_lower_", "reverse_"]
 
 DEAD_PIVOT = 1e15
 """U_jj of a dead input: its weights score (near) 0, so they go first, and removing them moves nothing."""
 
 _LEAF = 128
+_ROWS = 256  # swapped at once where a matrix is reversed: bounds the copies
 _DAMPING_BOUND = 1e3  # times the mean diagonal; beyond this a Hessian is noise
 
 
@@ -41,7 +42,9 @@ def factorise(hessian: Tensor, percdamp: float, *, reference: bool = False, wher
     ``hessian`` [columns, columns], float32 or float64, symmetric; only read. Reversing rows and columns, H =
     P L Lᵀ P gives U = P L⁻¹ P: the factor that the published code gets from three calls, here from one
     factorisation. A Hessian that does not factor is tried again in float64 with ten times the damping, up to
-    a bound; ``reference`` treats dead inputs as the published code does (H_jj = 1). Raises HessianError.
+    a bound; ``reference`` treats dead inputs as the published code does (H_jj = 1). One matrix beside ``hessian`` is
+    held, reversed, factored and inverted where it lies, and half as much again while it is inverted. Raises
+    HessianError.
     """
     diagonal = hessian.diagonal()
     dead = diagonal == 0
@@ -65,9 +68,8 @@ def factorise(hessian: Tensor, percdamp: float, *, reference: bool = False, wher
                 f"{where}: the Hessian does not factor, even damped by {share / 10:g} of its mean diagonal "
                 f"(tried {escalations} times); use more calibration samples or look for huge activations"
             )
-    upper = invert_lower_(lower).flip(0, 1)
+    upper = reverse_(invert_lower_(lower)).to(torch.float32)
     del lower
-    upper = upper.to(torch.float32)
     damped = torch.where(dead, 0, filled + added)
     if not reference and bool(dead.any()):
         upper.diagonal()[dead] = DEAD_PIVOT
@@ -75,12 +77,31 @@ def factorise(hessian: Tensor, percdamp: float, *, reference: bool = False, wher
 
 
 def _cholesky(hessian: Tensor, filled: Tensor, added: float, dtype: torch.dtype) -> tuple[Tensor, bool]:
-    work = hessian.flip(0, 1).to(dtype)
+    # column by column, as LAPACK takes it, so that it is factored where it lies
+    work = torch.empty(hessian.shape, dtype=dtype, device=hessian.device).T
+    reverse_(work.copy_(hessian))
     work.diagonal().copy_((filled.to(dtype) + added).flip(0))
-    lower, info = torch.linalg.cholesky_ex(work)
-    if int(info) == 0 and not bool(torch.isfinite(lower.diagonal()).all()):
-        return lower, True
-    return lower, int(info) != 0
+    info = torch.empty((), dtype=torch.int32, device=hessian.device)
+    torch.linalg.cholesky_ex(work, out=(work, info))
+    if int(info) == 0 and not bool(torch.isfinite(work.diagonal()).all()):
+        return work, True
+    return work, int(info) != 0
+
+
+def reverse_(matrix: Tensor) -> Tensor:
+    """Rows and columns of a matrix [rows, columns] in opposite order, in its own memory; returns it."""
+    lines = matrix if matrix.is_contiguous() else matrix.T
+    size = lines.shape[0]
+    for start in range(0, size // 2, _ROWS):
+        stop = min(start + _ROWS, size // 2)
+        head, tail = lines[start:stop], lines[size - stop : size - start]
+        swapped = head.flip(0, 1)
+        head.copy_(tail.flip(0, 1))
+        tail.copy_(swapped)
+    if size % 2:
+        middle = lines[size // 2]
+        middle.copy_(middle.flip(0))
+    return matrix
 
 
 def invert_lower_(lower: Tensor) -> Tensor:

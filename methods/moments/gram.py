@@ -12,6 +12,7 @@ from methods.errors import NonFiniteError
 __all__ = ["Gram"]
 
 _PIECE = 2048  # rows turned to the accumulator's dtype at once: bounds the copy of a batch
+_ROWS = 1024  # of a weight multiplied at once
 _BANDS = 6  # bands of rows: (bands + 1) / (2 bands) of the square's products are computed
 _NARROWEST = 144  # rows of a band, below which a product loses more than its omission gains
 
@@ -80,10 +81,17 @@ class Gram:
         """(2 / sequences) XᵀX, scaled in place of the raw sum's copy: a new matrix."""
         return self.matrix * (2.0 / max(1, self.sequences))
 
-    def energy(self, weight: Tensor) -> float:
-        """|X Wᵀ|² = tr(W XᵀX Wᵀ) for weight [rows, columns], in chunks of rows; a float64 sum."""
+    def energy(self, weight: Tensor, other: Tensor | None = None) -> float:
+        """|X Wᵀ|² = tr(W XᵀX Wᵀ) for weight [rows, columns] of any float dtype, in chunks of rows; a float64 sum.
+
+        With ``other``, of the same shape and any float dtype, W is what ``weight`` is more, in float32.
+        """
         total = 0.0
-        for part in weight.split(1024):
-            wide = part.to(self._sum.dtype)
+        for start in range(0, weight.shape[0], _ROWS):
+            wide = weight[start : start + _ROWS]
+            if other is not None:
+                wide = wide.float() - other[start : start + _ROWS].float()
+            wide = wide.to(self._sum.dtype)
             total += float((wide @ self.matrix).mul_(wide).sum(dtype=torch.float64))
+            del wide  # the next rows are not made beside these
         return total

@@ -93,7 +93,9 @@ class _Walk:
                 with self.clock(_phase(part)):
                     inputs = self.states.inputs(block, part, stage.number)
                 self._gather(stage, inputs, part.counted)
+                del inputs
             self._take_in(shared)
+            give_back()
             first = len(self.reports)
             solved = {f"{m.name}.weight": self._solve(index, m, raw, stage.moments) for m in stage.matrices}
             block.update(solved)
@@ -104,11 +106,10 @@ class _Walk:
         stages = list(self._stages(index))
         shared = [stage for stage in stages if stage.moments is not None]
         self._have_gathered(shared, dense=True)
-        for part in self.states.parts if self.needs else ():
-            if part.counted:
-                for stage, inputs in zip(stages, self.states.dense_inputs(block, part), strict=True):
-                    self._gather(stage, inputs, counted=True)
+        if self.needs:
+            self._gather_dense(stages, block)
         self._take_in(shared)
+        give_back()
         pruned: Block = {}
         for stage in stages:
             for matrix in stage.matrices:
@@ -153,18 +154,26 @@ class _Walk:
     def _stages(self, index: int) -> Iterator[_Stage]:
         for number, stage in enumerate(self.states.stages):
             matrices = tuple(self.matrices[name] for name in stage.linears)
-            moments = None
             give_back()
-            if self.needs and any((index, name) in self.selected for name in stage.linears):
-                where = f"block {index} {'+'.join(stage.linears)}"
-                size = matrices[0].columns
-                moments = Moments(self.needs, size, self.run.hessian_dtype, self.source.device, where)
-            yield _Stage(number, matrices, moments)
+            # without a name here: the moments are gone once the stage drops them
+            yield _Stage(number, matrices, self._moments(index, stage.linears, matrices[0].columns))
+
+    def _moments(self, index: int, linears: tuple[str, ...], columns: int) -> Moments | None:
+        if not (self.needs and any((index, name) in self.selected for name in linears)):
+            return None
+        where = f"block {index} {'+'.join(linears)}"
+        return Moments(self.needs, columns, self.run.hessian_dtype, self.source.device, where)
 
     def _gather(self, stage: _Stage, inputs: Tensor, counted: bool) -> None:
         if counted and stage.moments is not None:
             with self.clock("moments"):
                 stage.moments.add(inputs)
+
+    def _gather_dense(self, stages: list[_Stage], block: Block) -> None:
+        for part in self.states.parts:
+            if part.counted:
+                for stage, inputs in zip(stages, self.states.dense_inputs(block, part), strict=True):
+                    self._gather(stage, inputs, counted=True)
 
     def _solve(self, index: int, matrix: Matrix, raw: Block, moments: Moments | None) -> Tensor:
         stored = raw[f"{matrix.name}.weight"]
@@ -186,20 +195,22 @@ class _Walk:
         if solution.grid is not None:
             self.finished |= grid_tensors(matrix.name, solution.grid)
         weight = weight.to(self.source.dtype)
+        factor, removed = solution.factor, int(solution.mask.count_nonzero())
+        del dense, solution
         error = None
         if moments is not None and Statistic.GRAM in self.needs:
+            give_back()
             with self.clock("error"):
-                original = stored.to(device=self.source.device, dtype=torch.float32)
+                original = stored.to(self.source.device)
                 whole = moments.gram.energy(original)
-                error = moments.gram.energy(original - weight.float()) / whole if whole > 0 else 0.0
-        factor = solution.factor
+                error = moments.gram.energy(original, weight) / whole if whole > 0 else 0.0
         self.reports.append(
             MatrixReport(
                 block=index,
                 name=matrix.name,
                 rows=matrix.rows,
                 columns=matrix.columns,
-                removed=int(solution.mask.sum()),
+                removed=removed,
                 calibration_error=error,
                 heldout_error=None,
                 damping=factor.damping if factor else None,

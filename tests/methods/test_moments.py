@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from methods.errors import HessianError, NonFiniteError
-from methods.moments import Gram, factorise, invert_lower_
+from methods.moments import Gram, factorise, invert_lower_, reverse_
 from methods.moments.factor import DEAD_PIVOT
 
 
@@ -32,6 +32,36 @@ def test_one_factorisation_gives_the_factor_of_three(columns: int, dtype: torch.
     assert (factor.upper - expected).abs().max() <= tolerance * expected.abs().max()
     assert factor.damping == 0.01 and factor.escalations == 0
     assert torch.equal(factor.upper, factor.upper.triu())
+
+
+def with_copies(hessian: torch.Tensor, percdamp: float) -> torch.Tensor:
+    """U by the operations of ``factorise``, each with a result of its own."""
+    reversed_ = hessian.flip(0, 1)
+    diagonal = hessian.diagonal()
+    reversed_.diagonal().copy_((diagonal + percdamp * float(diagonal.mean(dtype=torch.float64))).flip(0))
+    return invert_lower_(torch.linalg.cholesky(reversed_)).flip(0, 1).float()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 129, 513, 1100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factorising_in_place_gives_the_bits_of_copies(columns: int, dtype: torch.dtype) -> None:
+    hessian = _hessian(columns).to(dtype)
+    hessian[0, -1] *= 1.0 if columns == 1 else 1.1  # only one triangle is read
+    before = hessian.clone()
+    for given in (hessian, hessian.T):
+        factor = factorise(given, 0.01)
+        expected = with_copies(given, 0.01)
+        assert torch.equal(factor.upper, expected) and factor.upper.stride() == expected.stride()
+    assert torch.equal(hessian, before)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 2), (511, 7), (512, 300), (1025, 4)])
+def test_reversed_in_place_is_flipped(size: tuple[int, int]) -> None:
+    matrix = torch.randn(size, generator=torch.Generator().manual_seed(size[0]))
+    for layout in (matrix.clone(), matrix.T.contiguous().T):
+        result = reverse_(layout)
+        assert result.data_ptr() == layout.data_ptr()
+        assert torch.equal(result, matrix.flip(0, 1))
 
 
 @pytest.mark.parametrize("size", [1, 5, 128, 129, 257, 400])
@@ -89,6 +119,19 @@ def test_gram_is_the_sum_over_batches() -> None:
     assert torch.allclose(gram.hessian(), rows.T @ rows / 3)
     weight = torch.randn(9, 17)
     assert gram.energy(weight) == pytest.approx(float(((rows @ weight.double().T) ** 2).sum()), rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_energy_of_a_difference_is_that_of_the_difference_made_before(
+    dtype: torch.dtype, wide: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    gram = Gram(17, wide, torch.device("cpu"))
+    gram.add(torch.randn(1, 40, 17, generator=generator))
+    dense = torch.randn(1500, 17, generator=generator).to(dtype)
+    pruned = dense.masked_fill(torch.rand(1500, 17, generator=generator) < 0.5, 0).bfloat16()
+    assert gram.energy(dense, pruned) == gram.energy(dense.float() - pruned.float())
 
 
 @pytest.mark.parametrize("columns", [1, 143, 145, 300, 1000])

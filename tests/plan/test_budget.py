@@ -11,7 +11,7 @@ import pytest
 from bench.plan.budget import TooSmall, place
 from bench.plan.capacity import Machine
 from bench.plan.cells import Cell, expand
-from bench.plan.memory import evaluation_states, phases, prune_states
+from bench.plan.memory import evaluation_states, phases, prune_states, prune_terms
 from bench.plan.rates import parse_rates
 from bench.plan.resources import fit
 from bench.plan.settings import gather
@@ -50,6 +50,19 @@ def test_the_less_there_is_the_more_is_given_up() -> None:
         place(cell, before // 4, budget=1)
     assert error.value.phase == "prune"
     place(cell, error.value.needed, budget=1)  # what it says is needed is enough
+
+
+def test_a_prune_holds_most_while_the_widest_hessian_is_factored() -> None:
+    cells = {
+        method: _cell(methods=method, samples="16", length="512", dtype="bfloat16")
+        for method in ("sparsegpt", "wanda")
+    }
+    terms = {method: prune_terms(cell, *sizes_of(cell.model)) for method, cell in cells.items()}
+    # the sum, the factor, half of one more; the activations of a batch are gone by then
+    assert terms["sparsegpt"]["hessians"] == 2.5 * 4 * 8192**2
+    assert terms["sparsegpt"]["weights"] == 4 * 2048 * 8192
+    assert terms["sparsegpt"]["activations"] == 0
+    assert terms["wanda"]["hessians"] == 0 < terms["wanda"]["activations"]
 
 
 def test_figures_are_rounded_otherwise_for_an_asked_budget_only() -> None:

@@ -89,8 +89,8 @@ def test_memory_is_of_a_block_and_not_of_the_model() -> None:
     need = estimate(last(models="opt-13b", dtype="float16")).memory_bytes
     parameters = next(entry.parameters for entry in entries() if entry.id == "opt-13b")
     assert need < 2 * parameters / 2
-    # one block of 315 M parameters and three Hessians of 20480 x 20480 are the least there is to hold
-    assert need > 315_000_000 * 2 + 3 * 4 * 20480**2
+    # one block of 315 M parameters, a Hessian of 20480 x 20480, its factor and half are the least there is to hold
+    assert need > 315_000_000 * 2 + 2.5 * 4 * 20480**2
 
 
 @pytest.mark.parametrize(

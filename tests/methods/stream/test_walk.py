@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from saved_models import saved
 
 from methods.errors import NonFiniteError, UserError
 from methods.interface import Block, Calibration, PruneReport, Run
+from methods.moments import Moments
 from methods.registry import get
+from methods.stream.errors import OutputErrors
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
 from methods.target import Target
@@ -70,6 +73,28 @@ def test_memory_for_states_never_changes_a_bit(tmp_path: Path, family: str, sche
         digests.append(_digest(out / "blocks"))
     assert len(digests[0]) == 3
     assert digests[0] == digests[1] == digests[2]
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "blockwise"])
+def test_hessians_are_gone_before_held_out_errors_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    made: list[weakref.ref[Moments]] = []
+
+    class Watched(Moments):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(weakref.ref(self))
+
+    class Errors(OutputErrors):
+        def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+            assert made and not [moments for moments in made if moments() is not None]
+            super().__init__(pairs)
+
+    monkeypatch.setattr("methods.stream.walk.Moments", Watched)
+    monkeypatch.setattr("methods.stream.walk.OutputErrors", Errors)
+    _prune(saved(tmp_path / "model", "opt"), tmp_path, schedule=schedule)
+    assert len(made) == 3 * 4
 
 
 def test_first_stage_is_the_same_in_both_schedules_and_later_ones_are_not(tmp_path: Path) -> None:
