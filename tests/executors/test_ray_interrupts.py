@@ -38,7 +38,7 @@ PATIENCE = 300.0
 """Seconds until a start, an end or a record is taken for one that never comes."""
 
 GONE = 60.0
-"""Seconds that processes get to follow the one that started them; they take about two where a core is free."""
+"""Seconds that processes get to follow the one that started them."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ def test_an_interrupted_run_ends_cleanly_and_goes_on(
     assert code == 130
     assert said == [first.resume()]
     first.wait_for("end of all processes", lambda: not first.left(), GONE)
+    print(f"all gone after {time.monotonic() - began:.1f} s")
     assert before <= first.records() < 2 * CELLS
     _goes_on(start, serial)
 
