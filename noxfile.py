@@ -173,7 +173,8 @@ def fuzz(session: nox.Session) -> None:
 def audit(session: nox.Session) -> None:
     """Write the bill of materials (CycloneDX) to runs/sbom.json and ask for known vulnerabilities of what is installed.
 
-    Needs the network. The tools have environments of their own, so that what they need is not taken for ours.
+    Needs the network, and fails where a package could not be looked up; the bill is written first. Arguments go to
+    pip-audit. The tools have environments of their own, so that what they need is not taken for ours.
     """
     session.install("-q", *PINS, ".")
     tools = {}
@@ -188,6 +189,7 @@ def audit(session: nox.Session) -> None:
         "--of",
         "JSON",
         "--output-reproducible",
+        "--gather-license-texts",  # without, packages whose licence is no SPDX name would have none
         "--pyproject",
         "pyproject.toml",
         "-o",
@@ -198,11 +200,11 @@ def audit(session: nox.Session) -> None:
         "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True
     )
     session.run(
+        "python",
+        ".ci/audit.py",
         str(tools["pip"] / "bin" / "pip-audit"),
-        "--path",
         str(packages).strip(),
         *session.posargs,
-        external=True,
     )
 
 

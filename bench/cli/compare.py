@@ -82,12 +82,13 @@ def command(
 
 def check_store(name: str, folder: Path) -> None:
     """Raises UserError where `folder` holds no results store."""
+    from bench.results.remote import named
     from methods.errors import UserError
 
     if not folder.is_dir():
         raise UserError(f"{name} '{one_line(folder)}' is not there; give the folder of a run")
     if not (folder / "store.json").is_file():
-        raise UserError(f"{name} '{one_line(folder)}' holds no results; give the folder of a run")
+        raise UserError(f"{name} '{one_line(named(folder))}' holds no results; give the folder of a run")
 
 
 def read_tolerances(file: Path | None) -> Tolerances:

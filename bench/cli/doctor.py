@@ -22,19 +22,19 @@ _HUB_SECONDS = 2.0
 
 
 @click.command("doctor")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("bench-out"), help="Folder to check for space."
-)
+@click.option("--out", default="bench-out", help="Folder to check for space, or URL to look at.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), envvar="BENCH_DATA_DIR", help="Texts to look for."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def command(out: Path, data_dir: Path | None, as_json: bool) -> int:
+def command(out: str, data_dir: Path | None, as_json: bool) -> int:
     """Check versions, native kernels, threads, memory, disk, GPU, hub, cached models and texts.
 
     Exit code 1 where something stands in the way of a run on the packaged models.
     """
-    found = examine(out, data_dir)
+    from bench.results.remote import place
+
+    found = examine(place(out), data_dir)
     if as_json:
         print_json(found)
     else:
@@ -51,6 +51,7 @@ def examine(out: Path, data_dir: Path | None) -> dict[str, Any]:
         _threads(),
         _memory(),
         _disk(out),
+        *_store(out),
         _gpu(),
         _packaged(),
         _cached(),
@@ -141,6 +142,21 @@ def _disk(out: Path) -> dict[str, Any]:
     if not writable:
         text = f"{run} cannot be written; choose another --out"
     return _check("disk", "ok" if writable and free > 200_000_000 else "bad", text, free=free)
+
+
+def _store(out: Path) -> list[dict[str, Any]]:
+    """Of a URL, whether it can be listed; nothing of a folder."""
+    from bench.results.remote import mirror_of
+    from methods.errors import PruneBenchError
+
+    mirror = mirror_of(out)
+    if mirror is None:
+        return []
+    try:
+        count = mirror.count()
+    except PruneBenchError as error:
+        return [_check("store", "bad", str(error))]
+    return [_check("store", "ok", f"{mirror.url} answers: {count} records", records=count)]
 
 
 def _gpu() -> dict[str, Any]:

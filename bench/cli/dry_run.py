@@ -11,6 +11,7 @@ from bench.plan.grammar import DENSE_METHOD
 from bench.plan.machine import batch_tokens
 from bench.plan.rates import Rates
 from bench.plan.resources import Estimate, estimate
+from bench.results.remote import named
 
 __all__ = ["describe", "show"]
 
@@ -47,7 +48,7 @@ def show(plan: Plan, stored: frozenset[Cell] = frozenset()) -> None:
     console().print(
         f"in all: download {bytes_text(total['download_bytes'])}, disk {bytes_text(total['disk_bytes'])}, "
         f"memory {bytes_text(total['memory_bytes'])}, time {duration_text(total['seconds'])}; "
-        f"results go to {plan.settings.out}"
+        f"results go to {named(plan.settings.out)}"
     )
 
 
@@ -77,7 +78,7 @@ def describe(plan: Plan, stored: frozenset[Cell] = frozenset()) -> dict[str, Any
         "seconds": sum(float(cell["seconds"]) for cell in cells),
     }
     refused = [{**_named(refusal.cell), "reason": refusal.reason} for refusal in plan.refusals]
-    return {"cells": cells, "refused": refused, "total": total, "out": str(plan.settings.out)}
+    return {"cells": cells, "refused": refused, "total": total, "out": named(plan.settings.out)}
 
 
 def _rates(plan: Plan, cell: Cell) -> Rates:

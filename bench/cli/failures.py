@@ -17,7 +17,7 @@ import click
 from bench.results.redact import redact, redact_command
 from methods.errors import PruneBenchError
 
-__all__ = ["INTERRUPTED", "Session", "explain", "one_line", "resume_line", "say_error"]
+__all__ = ["INTERRUPTED", "Session", "explain", "one_line", "resume_line", "say_error", "say_warning"]
 
 INTERRUPTED = 130
 
@@ -61,6 +61,11 @@ def say_error(text: object) -> None:
         print(line.encode(encoding, "replace").decode(encoding), file=sys.stderr, flush=True)
     except OSError:
         return
+
+
+def say_warning(text: object) -> None:
+    """One ``warning:`` line on standard error."""
+    click.echo(f"warning: {one_line(text)}", err=True)
 
 
 def resume_line(session: Session) -> str:

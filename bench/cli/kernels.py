@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.cli import complete
-from bench.cli.failures import INTERRUPTED, Session, one_line, resume_line, say_error
+from bench.cli.failures import INTERRUPTED, Session, one_line, resume_line, say_error, say_warning
 
 if TYPE_CHECKING:
     from bench.plan.kernels import KernelSettings, Problem
@@ -42,7 +41,7 @@ Examples
 @click.option("--dtype", metavar="LIST", help="Of the values: float32, bfloat16, float16, int8; float32.")
 @click.option("--threads", metavar="N", help="CPU threads; all this process may use.")
 @click.option("--repeats", metavar="N", help="Timed rounds, after one that warms up; 7.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="The run's folder; bench-out.")
+@click.option("--out", metavar="DIR", help="The run's folder, or a URL such as s3://bucket/path; bench-out.")
 @click.option("--force", is_flag=True, default=None, help="Measure again what is stored.")
 @click.option("--dry-run", is_flag=True, default=None, help="Show what would be measured, with estimates.")
 @click.option("--quiet", is_flag=True, default=None, help="Errors only.")
@@ -66,11 +65,13 @@ def command(ctx: click.Context, /, **flags: Any) -> int:
     if settings.dry_run:
         return _show_plan(settings, wanted)
     from bench.cli.run import prepare_out
+    from bench.results.remote import publishing
 
     session.out = settings.out
     prepare_out(settings.out)
     session.resumable = True
-    return _execute(settings, wanted, session)
+    with publishing(settings.out, say_warning):
+        return _execute(settings, wanted, session)
 
 
 def _execute(settings: KernelSettings, wanted: list[Problem], session: Session) -> int:
@@ -104,18 +105,20 @@ def _execute(settings: KernelSettings, wanted: list[Problem], session: Session) 
 
 def _show(figures: list[Figure], outcome: Outcome, settings: KernelSettings) -> None:
     from bench.cli.output import console
+    from bench.results.remote import named
     from reports.kernels import terminal_kernels
 
     if figures:
         console().print(terminal_kernels(figures))
     counts = {"measured": outcome.done, "stored already": outcome.cached, "refused": outcome.refused}
     click.echo(", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing done")
-    click.echo(f"rows are stored in {one_line(settings.out)}")
+    click.echo(f"rows are stored in {one_line(named(settings.out))}")
 
 
 def _show_plan(settings: KernelSettings, wanted: list[Problem]) -> int:
     from bench.cli.output import bytes_text, counted, duration_text, print_json, print_table
     from bench.plan.kernels import needs
+    from bench.results.remote import named
 
     rows, total = [], 0.0
     for problem in wanted:
@@ -154,7 +157,9 @@ def _show_plan(settings: KernelSettings, wanted: list[Problem]) -> int:
         ],
         f"{counted(count, 'row')} of {counted(len(wanted), 'problem')} (all figures are estimates)",
     )
-    click.echo(f"in all: {duration_text(total)} at {settings.threads} threads; rows go to {settings.out}")
+    click.echo(
+        f"in all: {duration_text(total)} at {settings.threads} threads; rows go to {named(settings.out)}"
+    )
     return 0
 
 

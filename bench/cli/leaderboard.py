@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,15 +12,16 @@ from bench.cli.failures import one_line, say_error
 from bench.cli.output import counted, print_json
 from bench.cli.places import Place
 
+if TYPE_CHECKING:
+    from reports.leaderboard.page import Leaderboard
+
 __all__ = ["command"]
 
-_FOLDER = Path("leaderboard")
 _OUT = click.option(
     "--out",
     metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=_FOLDER,
-    help="The leaderboard's folder; leaderboard.",
+    default="leaderboard",
+    help="The leaderboard's folder or URL; leaderboard.",
 )
 _EPILOG = """
 \b
@@ -57,24 +59,48 @@ def command() -> None:
 @command.command("build")
 @click.argument("stores", nargs=-1, type=Place(), metavar="[STORE]...")
 @_OUT
-def build(stores: tuple[Path, ...], out: Path) -> None:
+def build(stores: tuple[Path, ...], out: str) -> None:
     """Write the leaderboard of the stores, and of those taken in (the default of `bench leaderboard`)."""
     from methods.errors import UserError
-    from reports.leaderboard.page import write_leaderboard
     from reports.leaderboard.submission import stores_of
 
     for store in stores:
         check_store("store", store)
-    found = list(dict.fromkeys([*stores, *stores_of(out)]))
+    board = _board(out)
+    found = list(dict.fromkeys([*stores, *stores_of(board)]))
     if not found:
         raise UserError(
             f"no stores: name some, or take one in with bench leaderboard add STORE --out '{one_line(out)}'"
         )
-    written = write_leaderboard(found, out)
+    written, page = _write(found, board)
     click.echo(
         f"{counted(written.entries, 'result')} in {counted(written.boards, 'table')} of {counted(len(found), 'store')}"
     )
-    click.echo(f"leaderboard: {written.page}")
+    click.echo(f"leaderboard: {page}")
+
+
+def _board(out: str) -> Path:
+    """The folder that ``--out`` names; for a URL its spool, with the stores that were taken in there."""
+    from bench.results.remote import mirror_of, place
+    from reports.leaderboard.submission import FILES, STORES
+
+    board = place(out)
+    mirror = mirror_of(board)
+    if mirror is not None:
+        mirror.fetch_files(STORES, FILES)
+    return board
+
+
+def _write(stores: list[Path], board: Path) -> tuple[Leaderboard, str]:
+    """Write the page and the feed, to the URL too where the board is at one; where the page is to be found."""
+    from bench.results.remote import mirror_of, named
+    from reports.leaderboard.page import write_leaderboard
+
+    written = write_leaderboard(stores, board)
+    mirror = mirror_of(board)
+    if mirror is not None:
+        mirror.put_files(written.page.name, written.feed.name)
+    return written, f"{named(board)}/{written.page.name}"
 
 
 @command.command("add")
@@ -83,15 +109,15 @@ def build(stores: tuple[Path, ...], out: Path) -> None:
 @click.option("--name", help="Its name on the leaderboard; that of its folder.")
 @click.option("--check", is_flag=True, help="Only say what is missing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def add(store: Path, out: Path, name: str | None, check: bool, as_json: bool) -> int:
+def add(store: Path, out: str, name: str | None, check: bool, as_json: bool) -> int:
     """Look STORE through and take it in, its records and values copied to DIR/stores; or list all that is missing.
 
     Exit codes: 0 taken in, 1 something is missing, 2 no store.
     """
     check_store("store", store)
+    from bench.results.remote import mirror_of
     from methods.errors import UserError
     from reports.leaderboard import submission
-    from reports.leaderboard.page import write_leaderboard
 
     name = name or store.resolve().name
     try:
@@ -111,8 +137,12 @@ def add(store: Path, out: Path, name: str | None, check: bool, as_json: bool) ->
         return 1
     if check:
         return 0
-    folder = submission.accept(found, out, name)
-    written = write_leaderboard(submission.stores_of(out), out)
+    board = _board(out)
+    folder = submission.accept(found, board, name)
+    mirror = mirror_of(board)
+    if mirror is not None:
+        mirror.replace_files(f"{submission.STORES}/{name}")
+    _, page = _write(submission.stores_of(board), board)
     if not as_json:
-        click.echo(f"taken in as {one_line(folder)}\nleaderboard: {written.page}")
+        click.echo(f"taken in as {one_line(folder if mirror is None else name)}\nleaderboard: {page}")
     return 0

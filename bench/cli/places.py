@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ class Place(click.Path):
         """The path to read. Raises UserError, MachineError."""
         if "://" not in str(value) or (ctx is not None and ctx.resilient_parsing):
             return super().convert(value, param, ctx)
-        from bench.cli.failures import one_line
+        from bench.cli.failures import say_warning
         from bench.results.remote import mirror_of, place
         from methods.errors import MachineError
 
@@ -36,5 +35,5 @@ class Place(click.Path):
         except MachineError as error:
             if not (folder / "store.json").is_file():
                 raise
-            print(f"warning: {one_line(error)}; shown is what was fetched before", file=sys.stderr)
+            say_warning(f"{error}; used is what was fetched before")
         return folder

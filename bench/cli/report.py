@@ -98,12 +98,13 @@ def command(ctx: click.Context, out: Path, form: str, images: tuple[str, ...]) -
 
 def check_out(out: Path) -> None:
     """Raises UserError where ``out`` is not the folder of a run."""
+    from bench.results.remote import named
     from methods.errors import UserError
 
     if not out.is_dir():
         raise UserError(f"--out '{one_line(out)}' is not there; give the folder of a run")
     if not (out / "store.json").is_file():
-        raise UserError(f"--out '{one_line(out)}' holds no results; give the folder of a run")
+        raise UserError(f"--out '{one_line(named(out))}' holds no results; give the folder of a run")
 
 
 def _plain(row: dict[str, str | int | float | None]) -> dict[str, str | int | float | None]:

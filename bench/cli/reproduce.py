@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli import run as run_command
-from bench.cli.failures import Session
+from bench.cli.failures import Session, say_warning
 from bench.cli.output import counted, print_json, print_table
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _main(recipe: str | None, models: str | None, methods: str | None, *, as_yam
     from bench.plan.grammar import parse_list
     from bench.plan.reproduce import Narrowing, plan_of, runs_of
     from bench.published.recipes import recipe as named
+    from bench.results.remote import publishing
 
     if recipe is None:
         _list(as_json=bool(flags.get("as_json")))
@@ -77,20 +78,22 @@ def _main(recipe: str | None, models: str | None, methods: str | None, *, as_yam
     settings = plan.settings
     session.out = settings.out
     run_command.check_evaluations(settings)
-    whole = plan.cells
-    plan, stored = run_command.fitted(plan)
     if settings.dry_run:
         from bench.cli.dry_run import show
 
         _describe(found, left, as_json=settings.as_json)
+        whole = plan.cells
+        plan, stored = run_command.fitted(plan)
         # what every cell needs, also where it is another machine that has it
         show(replace(plan, cells=whole), stored)
         return 0 if plan.cells else 1
     if not (settings.quiet or settings.as_json):
         _describe(found, left, as_json=False)
-    run_command.prepare_out(settings.out)
-    session.resumable = True
-    code = run_command.execute(plan, session)
+    with publishing(settings.out, say_warning):
+        plan, _ = run_command.fitted(plan)
+        run_command.prepare_out(settings.out)
+        session.resumable = True
+        code = run_command.execute(plan, session)
     if not (settings.quiet or settings.as_json):
         _beside(found, settings.out)
     return code

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli import complete
-from bench.cli.failures import INTERRUPTED, Session, one_line, resume_line, say_error
+from bench.cli.failures import INTERRUPTED, Session, one_line, resume_line, say_error, say_warning
 
 if TYPE_CHECKING:
     from bench.plan.cells import Cell, Plan
@@ -147,7 +147,7 @@ _SETTINGS = {"allow_extra_args": True}
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these options; flags win."
 )
-@click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="Texts; or BENCH_DATA_DIR.")
+@click.option("--data-dir", metavar="DIR", help="Texts; or BENCH_DATA_DIR.")
 @click.option(
     "--wandb", metavar="MODE", help="Mirror results to Weights & Biases: off, offline, online; off."
 )
@@ -173,6 +173,7 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
     _refuse_extra(ctx)
     flags["assignments"] = flags["assignments"] or None
 
+    from bench.plan.cells import expand
     from bench.plan.settings import gather
     from bench.results.remote import publishing
 
@@ -183,20 +184,19 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> int:
         from bench.executors.ray.cluster import installed
 
         installed()
-    plan, stored = _plan(settings)
+    plan = expand(settings)
     if settings.dry_run:
         from bench.cli.dry_run import show
 
+        plan, stored = fitted(plan)
         show(plan, stored)
         return 0 if plan.cells else 1
-    prepare_out(settings.out)
-    session.resumable = True
-    with publishing(settings.out, _warn):
+    # what lies at a URL is fetched first: cells that are there already are never refused
+    with publishing(settings.out, say_warning):
+        plan, _ = fitted(plan)
+        prepare_out(settings.out)
+        session.resumable = True
         return execute(plan, session)
-
-
-def _warn(text: str) -> None:
-    click.echo(f"warning: {one_line(text)}", err=True)
 
 
 def _refuse_extra(ctx: click.Context) -> None:
@@ -247,13 +247,6 @@ def prepare_out(out: Path) -> None:
         why = (error.strerror or "cannot be written").lower()
         name = one_line(out)
         raise MachineError(f"--out '{name}' cannot be written: {why}; choose another") from None
-
-
-def _plan(settings: Settings) -> tuple[Plan, frozenset[Cell]]:
-    """The plan, what this machine cannot serve refused, and the cells that are stored already."""
-    from bench.plan.cells import expand
-
-    return fitted(expand(settings))
 
 
 def fitted(plan: Plan) -> tuple[Plan, frozenset[Cell]]:

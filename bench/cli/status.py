@@ -62,19 +62,20 @@ def inspect(out: Path) -> dict[str, Any]:
 
     Raises UserError where ``out`` holds no run, StoreError where its store cannot be read.
     """
+    from bench.results.remote import named
     from methods.errors import UserError
 
     if not out.is_dir():
         raise UserError(f"--out '{one_line(out)}' is not there; give the folder of a run")
     live, holder = _read(out / "run.json"), _read(out / "run.holder.json")
     if not live and not holder and not (out / "store.json").is_file():
-        raise UserError(f"--out '{one_line(out)}' holds no run; give the folder of one")
+        raise UserError(f"--out '{one_line(named(out))}' holds no run; give the folder of one")
     state = _state(live, holder)
     listed = live.get("cells")
     cells = [cell for cell in listed if isinstance(cell, dict)] if isinstance(listed, list) else []
     records, damaged, problems = _records(out)
     return {
-        "out": str(out),
+        "out": named(out),
         "state": state,
         "pid": live.get("pid") or holder.get("pid"),
         "host": live.get("host") or holder.get("host"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.failures import Session, one_line, say_error
+from bench.cli.failures import Session, say_error, say_warning
+from bench.cli.places import Place
 
 if TYPE_CHECKING:
     from bench.mirror.mirror import Uploaded, Written
@@ -31,9 +31,9 @@ Examples
 @click.option(
     "--out",
     metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=Path("bench-out"),
-    help="The run's folder; bench-out.",
+    type=Place(),
+    default="bench-out",
+    help="The run's folder or URL; bench-out.",
 )
 @click.option("--wandb-project", "project", metavar="NAME", help="Or WANDB_PROJECT; as last, prune-bench.")
 @click.option("--wandb-entity", "entity", metavar="NAME", help="User or team; or WANDB_ENTITY; as last.")
@@ -92,11 +92,11 @@ def after_run(settings: Settings, report: Report) -> None:
             with _telling("uploading W&B runs", silent):
                 uploaded = upload(settings.out, asked)
     except Exception as error:  # a mirror is never worth a run
-        print(f"warning: {one_line(error)}", file=sys.stderr, flush=True)
+        say_warning(error)
         return
     _show(written, uploaded, as_json=settings.as_json, quiet=settings.quiet)
     if uploaded is not None and uploaded.failed:
-        print(f"warning: {one_line(_incomplete(uploaded))}", file=sys.stderr, flush=True)
+        say_warning(_incomplete(uploaded))
 
 
 def _telling(text: str, silent: bool) -> AbstractContextManager[object]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.mirror.runs import Destination, MirrorRun, mirrored
 from bench.results.files import fault, replace_file
+from bench.results.remote import mirror_of
 from bench.results.segments import Store
 from methods.errors import MachineError, StoreError, UserError
 
@@ -85,8 +86,12 @@ class Ledger(BaseModel):
 def store_id(out: Path) -> str:
     """Eight hexadecimal digits that a store keeps for life, copied or moved: from the name of its oldest segment.
 
-    Segments are named by writer, time and chance, and new ones are younger. Raises `StoreError` where there is none.
+    Segments are named by writer, time and chance, and new ones are younger. Spools of a URL differ in theirs: there the
+    URL gives the id. Raises `StoreError` where there is none.
     """
+    elsewhere = mirror_of(out)
+    if elsewhere is not None:
+        return hashlib.sha256(elsewhere.url.encode()).hexdigest()[:8]
     names = [path.stem for path in (out / "records").glob("*.jsonl")]
     if not names:
         raise StoreError(f"{out} holds no records yet: nothing to mirror")

@@ -92,6 +92,7 @@ def mirror(
         stale, total = outdated(out, ledger, destination)
         if not stale:
             return Written(0, total)
+        ledger.save(out)  # the process that writes knows no URLs: it finds the store's id here
         request = {
             "out": str(out.resolve()),
             "project": destination.project,

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bench.models.nano.architectures import ARCHITECTURES, VOCABULARY
+from bench.results.remote import is_url
 from methods.errors import UserError, shown
 
 __all__ = ["Entry", "entries", "get", "is_path", "match"]
@@ -310,6 +311,10 @@ def _absolute(pattern: str) -> str:
     directory = pattern.removeprefix(PATH_PREFIX)
     if not directory:
         raise UserError("path: names no directory; write path:/dir with a Hugging Face model directory")
+    if is_url(directory):
+        raise UserError(
+            f"'{shown(pattern)}' is at a URL; copy its folder to this machine, and give {PATH_PREFIX}FOLDER"
+        )
     return PATH_PREFIX + str(Path(directory).expanduser().resolve())
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from bench.plan.grammar import nearest, parse_list, parse_pattern, parse_sparsity, shown, unique
 from bench.plan.machine import available_threads
+from bench.plan.settings import out_folder
 from methods.errors import UserError
 from methods.target import DENSE, Target
 
@@ -171,7 +172,7 @@ def gather(flags: Mapping[str, Any]) -> KernelSettings:
         dtypes=_choices(given.get("dtype", "float32"), "dtype", tuple(DTYPES)),
         threads=_whole(given["threads"], "threads", 1, 4096) if "threads" in given else available_threads(),
         repeats=_whole(given.get("repeats", 7), "repeats", 3, 10_000),
-        out=Path(given.get("out", "bench-out")).expanduser(),
+        out=out_folder(given.get("out", "bench-out")),
         **{name: bool(given.get(name, False)) for name in ("force", "dry_run", "quiet", "as_json")},
     )
 

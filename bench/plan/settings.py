@@ -34,7 +34,7 @@ from methods.selection import Selection
 from methods.spelling import parse
 from methods.target import DENSE, Target
 
-__all__ = ["Assignment", "Settings", "gather", "option_name", "option_names"]
+__all__ = ["Assignment", "Settings", "gather", "option_name", "option_names", "out_folder"]
 
 Assignment = tuple[str, str, Value]
 """One ``--set``: rule, parameter, value as typed (text from a flag, text or a number from YAML)."""
@@ -213,20 +213,20 @@ def _name(option: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _folder(value: object, option: str) -> Path | None:
-    if value is None:
-        return None
+def _folder(value: object, option: str) -> Path:
     if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
         raise UserError(f"--{option} is '{shown(value)}'; give a folder")
+    if is_url(value):
+        raise UserError(f"--{option} '{shown(value)}' is a URL; copy it to this machine and give the folder")
     return Path(value).expanduser()
 
 
 def _path(option: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: _folder(value, option))
+    return BeforeValidator(lambda value: None if value is None else _folder(value, option))
 
 
-def _out(value: object) -> Path | None:
-    """A folder, or the spool of a URL."""
+def out_folder(value: object) -> Path:
+    """What --out names: a folder, or the spool of a URL. Raises UserError for what is neither, MachineError."""
     return place(value) if isinstance(value, str) and is_url(value) else _folder(value, "out")
 
 
@@ -296,7 +296,7 @@ class Settings(BaseModel):
     """HOST:PORT of a cluster, or ``auto``; one of this machine, for this run, where None."""
     calibration_workers: Annotated[int, _whole("calibration-workers", 1, 4096)] = 1
     """Processes of the cluster that share the calibration windows of a cell; more than one change figures by rounding."""
-    out: Annotated[Path, BeforeValidator(_out)] = Path("bench-out")
+    out: Annotated[Path, BeforeValidator(out_folder)] = Path("bench-out")
     data_dir: Annotated[Path | None, _path("data-dir")] = None
     wandb: Mode = "off"
     """Whether finished records are mirrored as W&B runs, and uploaded."""

@@ -3,7 +3,7 @@
 An object store has no append, so every record is an object of its own, `records/<writer>/<sha256>.json`, the framed
 line of a segment, and side files lie at `values/<sha256>.safetensors`. Names say the content: writers cannot overwrite
 each other, publishing twice changes nothing, and what was altered or cut short is noticed. Pruned models go to
-`checkpoints/`. Any URL of fsspec will do: s3://, gs://, file://, ...
+`checkpoints/`. A leaderboard's files, which change, are copied whole. Any URL of fsspec will do: s3://, gs://, file://, ...
 """
 
 from __future__ import annotations
@@ -118,6 +118,37 @@ class Mirror:
         with self._lock:
             return sum(self._publish(folder) for folder in self._spools())
 
+    def count(self) -> int:
+        """Records at the URL. Raises MachineError, UserError."""
+        with self._lock:
+            return len(self._list())
+
+    def fetch_files(self, part: str, fits: re.Pattern[str]) -> None:
+        """Make the spool's files under ``part`` those at the URL whose names fit. Raises MachineError, UserError."""
+        with self._lock:
+            there = {name: size for name, size in self._files(part).items() if fits.fullmatch(name)}
+            for name in self._own(part) - set(there):
+                (self.folder / name).unlink()
+            for name, size in there.items():
+                path = self.folder / name
+                if not path.is_file() or path.stat().st_size != size:
+                    self._write(path, self._call("read", self.files.cat_file, f"{self.root}/{name}"))
+
+    def replace_files(self, part: str) -> None:
+        """Make the URL's files under ``part`` those of the spool. Raises MachineError, UserError."""
+        with self._lock:
+            own = self._own(part)
+            for name in sorted(own, reverse=True):  # values before the records that name them
+                self._put(name, (self.folder / name).read_bytes())
+            for name in set(self._files(part)) - own:
+                self._call("remove", self.files.rm_file, f"{self.root}/{name}")
+
+    def put_files(self, *names: str) -> None:
+        """Write files of the spool to the URL. Raises MachineError, UserError."""
+        with self._lock:
+            for name in names:
+                self._put(name, (self.folder / name).read_bytes())
+
     def waiting(self) -> int:
         """Records of this spool that are not known to be published."""
         there = self._there or set()
@@ -188,6 +219,19 @@ class Mirror:
         found = self._call("list", self.files.find, f"{self.root}/records")
         named = ((path.rpartition("/")[2], path) for path in found)
         return {name.partition(".")[0]: path for name, path in named if _OBJECT.fullmatch(name)}
+
+    def _files(self, part: str) -> dict[str, int]:
+        """All files under a part of the URL: size by name."""
+        found = self._call("list", lambda path: self.files.find(path, detail=True), f"{self.root}/{part}")
+        return {path.removeprefix(self.root).lstrip("/"): int(info["size"]) for path, info in found.items()}
+
+    def _own(self, part: str) -> set[str]:
+        """All files under a part of the spool, by name."""
+        return {
+            path.relative_to(self.folder).as_posix()
+            for path in (self.folder / part).rglob("*")
+            if path.is_file()
+        }
 
     @property
     def _local(self) -> bool:

@@ -23,12 +23,26 @@ from reports.wording import clean
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["STORES", "Submission", "accept", "check_name", "examine", "notes_of", "notes_on", "stores_of"]
+__all__ = [
+    "FILES",
+    "STORES",
+    "Submission",
+    "accept",
+    "check_name",
+    "examine",
+    "notes_of",
+    "notes_on",
+    "stores_of",
+]
 
 STORES: Final = "stores"
 """Where a leaderboard's folder keeps the stores that it took in."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FILES: Final = re.compile(
+    rf"{STORES}/{NAME.pattern}/(store\.json|records/[A-Za-z0-9_-]{{1,200}}\.jsonl|{FOLDER}/[0-9a-f]{{64}}\.safetensors)"
+)
+"""What a store that was taken in is made of; nothing else is brought from a leaderboard at a URL."""
 _STANDARD: Final = ("nano/", "lab/", "paper/")
 _CLOSE: Final = 1e-6
 """Relative difference from the mean of single windows or items that rounding explains."""

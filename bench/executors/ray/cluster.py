@@ -6,7 +6,9 @@ import importlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any, Final
 
 from bench.plan.machine import available_threads
 from bench.results.redact import secret_name
+from bench.run.live import deferred
 from methods.errors import MachineError, UserError, reason_of, shown
 
 __all__ = ["Node", "connected", "installed", "nodes"]
@@ -62,7 +65,8 @@ def connected(address: str | None) -> Iterator[ModuleType]:
     """Ray, connected to the cluster at ``address`` (HOST:PORT, or ``auto`` for one running here), or to one of our own.
 
     Our own listens on 127.0.0.1 only, has no dashboard, gets no secret of this environment, and ends with the
-    block. Raises UserError for an address where no cluster answers, MachineError where none can be started.
+    block, which a signal does not cut short. Raises UserError for an address where no cluster answers, MachineError
+    where none can be started, KeyboardInterrupt for a SIGTERM meanwhile.
     """
     ray = installed()
     if address is not None and address != "auto":
@@ -79,19 +83,22 @@ def connected(address: str | None) -> Iterator[ModuleType]:
     else:
         options["address"] = address
     try:
-        with _without_secrets():
+        with _without_secrets(), _own_termination():
             ray.init(**options)
     except (ConnectionError, ValueError) as error:
         where = f"--ray-address {shown(address)}" if address else "the local Ray cluster"
         raise UserError(
             f"{where}: {reason_of(error)}; give HOST:PORT of ray start --head, or leave it out for a cluster of this machine"
         ) from None
-    except (RuntimeError, OSError, TimeoutError) as error:
-        raise MachineError(f"Ray cannot be started: {reason_of(error)}; or use --executor local") from None
+    except Exception as error:  # Ray raises bare ones, for a start that takes more than 30 s too
+        raise MachineError(
+            f"Ray cannot be started: {reason_of(error)}; try again when the machine is less busy, or use --executor local"
+        ) from None
     try:
         yield ray
     finally:
-        ray.shutdown()
+        with deferred():  # else processes would stay, and a traceback
+            ray.shutdown()
 
 
 def nodes(ray: ModuleType) -> list[Node]:
@@ -122,6 +129,21 @@ def _check(address: str) -> None:
             f"--ray-address {shown(address)}: no cluster answers ({why}); start one with ray start --head, "
             "or leave the option out for a cluster of this machine"
         ) from None
+
+
+@contextmanager
+def _own_termination() -> Iterator[None]:
+    """Ray has SIGTERM end the process without a word: undone after its start, and meanwhile taken for Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # Ray, too, sets handlers there only
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

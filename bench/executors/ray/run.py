@@ -23,7 +23,7 @@ from bench.plan.resources import estimate
 from bench.results.records import Record, decode, encode
 from bench.results.values import arrays_of
 from bench.run.cell import Ended
-from bench.run.live import held
+from bench.run.live import deferred, held, termination
 from methods.errors import MachineError, PruneBenchError, StoreError, reason_of
 
 __all__ = ["execute"]
@@ -46,6 +46,7 @@ def execute(
     holds ``out``, no Ray is installed or no cluster answers; MachineError and StoreError where results cannot be written.
     """
     with (
+        termination(),
         held(out),
         connected(plan.settings.ray_address) as ray,
         running(plan, out, observer, _command(plan)) as grid,
@@ -111,6 +112,7 @@ class _Run:
         self.task = ray.remote(run_cell)
         self.flying: dict[Any, tuple[int, str]] = {}
         self.heard = 0
+        self.stopping = False
         self.known: dict[tuple[Any, ...], list[bytes]] = defaultdict(list)
         for record in grid.results.records():
             self.known[_who(record)].append(encode(record))
@@ -206,6 +208,11 @@ class _Run:
         return max(1, int(node.cpus) // max(1, least))
 
     def _hear(self, messages: list[Message]) -> None:
+        """Take in messages, each wholly and once, whatever signal comes."""
+        with deferred():
+            self._take_in(messages)
+
+    def _take_in(self, messages: list[Message]) -> None:
         live = self.grid.live
         for message in messages:
             if message.number <= self.heard:
@@ -213,6 +220,8 @@ class _Run:
             self.heard = message.number
             if message.kind == "record":
                 self._keep(*message.content)
+            elif message.kind == "traceback" and self.stopping:
+                continue
             elif message.kind == "begin":
                 attempt, node = message.content
                 live.cell(message.index, self.cells[message.index])
@@ -226,6 +235,8 @@ class _Run:
 
     def _keep(self, delivery: Delivery) -> None:
         record = decode(delivery.record)
+        if self.stopping and record.status == "failed":
+            return  # libraries turn being stopped into errors of their own
         if delivery.values_name:
             kept = self.grid.results.save_values(arrays_of(delivery.values, delivery.values_name))
             if kept != delivery.values_name:
@@ -252,6 +263,8 @@ class _Run:
 
     def _cancel(self) -> None:
         """Ask cells that still run to stop, then make them; what they had delivered is kept."""
+        self._collect()  # first, since another Ctrl-C may cut the wait short
+        self.stopping = bool(self.flying)
         flying = list(self.flying)
         for ref in flying:
             with suppress(self.ray.exceptions.RayError):
@@ -260,6 +273,10 @@ class _Run:
             _, left = self.ray.wait(flying, num_returns=len(flying), timeout=_GRACE) if flying else ([], [])
             for ref in left:
                 self.ray.cancel(ref, force=True)
+        self._collect()
+
+    def _collect(self) -> None:
+        with suppress(self.ray.exceptions.RayError):
             self._hear(self.ray.get(self.desk.fetch.remote(self.heard, wait=False), timeout=_GRACE))
 
     def _clean(self, living: list[Node]) -> None:
