@@ -73,6 +73,7 @@ save: true
 save-as: [dense, bitmap]
 executor: ray
 ray-address: head:6379
+calibration-workers: 2
 out: results
 data-dir: texts
 wandb: offline
@@ -93,6 +94,7 @@ json: true
     assert settings.methods == ("sparsegpt", "magnitude@global")
     assert settings.pattern == ("unstructured", "2:4", "16:64")
     assert settings.recoveries() == ("", "lora", "4xlora")
+    assert settings.calibration_workers == 2
     assert [str(target) for target in settings.targets()] == [
         f"{target}{bits}"
         for target in ("50%", "60%", "2:4", "16:64", "params-20%", "bytes-30%")
