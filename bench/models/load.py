@@ -10,7 +10,8 @@ from bench.models import manifest
 from bench.models import path as local
 from bench.models.path import Checkpoint
 from bench.models.registry import Entry, entries, get, is_path
-from methods.errors import CheckpointError, ModelUnavailable, UserError, reason_of
+from bench.models.tokenizing import tokenizing
+from methods.errors import CheckpointError, ModelUnavailable, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,17 +103,10 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         )
     from transformers import AutoTokenizer
 
-    try:
+    with tokenizing(f"the tokenizer in {checkpoint.path} cannot be read"):
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(checkpoint.path), local_files_only=True, trust_remote_code=False, **_unsliced(checkpoint)
         )
-    except BaseException as error:  # transformers and tokenizers raise whatever a bad file makes them raise
-        # A panic of the Rust tokenizers is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise CheckpointError(
-            f"the tokenizer in {checkpoint.path} cannot be read: {reason_of(error)}"
-        ) from error
     return found
 
 

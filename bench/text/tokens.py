@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.models.cache import cache_root
+from bench.models.tokenizing import tokenizing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +28,13 @@ _REMEMBER = 6
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
-    """Token ids [tokens] of one text by the tokenizer's default rule, however long the text."""
-    # verbose=False: texts longer than the model's context are meant, and cut into windows.
-    ids = tokenizer(text, truncation=False, padding=False, verbose=False)["input_ids"]
+    """Token ids [tokens] of one text by the tokenizer's default rule, however long the text.
+
+    Raises CheckpointError where the tokenizer can be read but not used.
+    """
+    with tokenizing("the model's tokenizer cannot encode the text"):
+        # verbose=False: texts longer than the model's context are meant, and cut into windows.
+        ids = tokenizer(text, truncation=False, padding=False, verbose=False)["input_ids"]
     return np.asarray(ids, dtype=np.int64)
 
 

@@ -20,7 +20,7 @@ from bench.models import lockfile, wheel
 from bench.models.load import Checkpoint, tokenizer
 from bench.models.path import open_directory, read_config
 from bench.models.weights import check_tensors, shard_names
-from bench.text.tokens import _stored
+from bench.text.tokens import _stored, encode
 from methods.families import family_of
 from methods.interface import BlockSource
 from methods.sensitivity import files as sensitivities
@@ -88,7 +88,7 @@ def tokenizers(data: bytes) -> None:
         shape = SimpleNamespace(slices=None)
         checkpoint = Checkpoint("path:fuzz", "path", folder, "r", "", {}, shape, {})  # type: ignore[arg-type]
         with refusals():
-            tokenizer(checkpoint)("in the beginning")
+            encode("in the beginning", tokenizer(checkpoint))
 
 
 def gguf(data: bytes) -> None:

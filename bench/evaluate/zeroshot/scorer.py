@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 
+from bench.models.tokenizing import tokenizing
 from methods.errors import UnsupportedModel
 from methods.inference.answers import score_answers
 from methods.inference.served import Served
@@ -71,7 +72,8 @@ class Scorer(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         if add_special_tokens is None and self._prefix and string.startswith(self._prefix):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return tuple(self.tokenizer.encode(string, **options))
+        with tokenizing("the model's tokenizer cannot encode a request"):
+            return tuple(self.tokenizer.encode(string, **options))
 
     @functools.cached_property
     def _prefix(self) -> str:
