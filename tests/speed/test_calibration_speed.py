@@ -74,6 +74,7 @@ def test_prune_by_two_workers(benchmark: Any, tmp_path: Path) -> None:
         "models": MODEL,
         "methods": "sparsegpt",
         "sparsity": "0.5",
+        "protocol": "nano",
         "samples": str(WINDOWS),
         "length": str(LENGTH),
         "eval_length": str(LENGTH),
