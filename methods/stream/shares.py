@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from methods.stream.heap import give_back
 from methods.stream.windows import WindowStates
 
 __all__ = ["Share", "Worker", "cut"]
+
+
+_HELDOUT: Final = 2.5
+"""Drawn windows that take as long as a held-out one, on which dense and pruned outputs are compared: measured on a CPU."""
 
 
 class Worker(Protocol):
@@ -65,9 +69,9 @@ def cut(drawn: int, heldout: int, workers: int) -> list[slice]:
     """Shares of ``drawn`` windows, in order, the leader's first: it passes ``heldout`` windows besides, so it gets fewer.
 
     >>> cut(16, 4, 2)
-    [slice(0, 6, None), slice(6, 16, None)]
+    [slice(0, 3, None), slice(3, 16, None)]
     """
-    own = max(0, round((drawn - heldout * (workers - 1)) / workers)) if workers > 1 else drawn
+    own = max(0, round((drawn - _HELDOUT * heldout * (workers - 1)) / workers)) if workers > 1 else drawn
     others = workers - 1
     ends = [own, *(own + (drawn - own) * (number + 1) // others for number in range(others))]
     return [slice(start, stop) for start, stop in pairwise([0, *ends])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -79,42 +79,45 @@ class _Walk:
         else:
             self._sequential(index, block, raw)
         if index + 1 < self.source.shape.blocks:
-            for worker in self.workers:
-                worker.leave()
             for part in self.states.parts:
                 with self.clock(_phase(part)):
                     self.states.leave(block, part)
 
     def _sequential(self, index: int, block: Block, raw: Block) -> None:
+        self._set_going(index, -1)
         for stage in self._stages(index):
-            shared = (stage,) if stage.moments is not None else ()
-            self._have_gathered(shared, dense=False)
             for part in self.states.parts:
                 with self.clock(_phase(part)):
                     inputs = self.states.inputs(block, part, stage.number)
                 self._gather(stage, inputs, part.counted)
                 del inputs
-            self._take_in(shared)
+            self._take_in(stage)
             give_back()
             first = len(self.reports)
             solved = {f"{m.name}.weight": self._solve(index, m, raw, stage.moments) for m in stage.matrices}
             block.update(solved)
-            self._hand_on(index, solved)
+            if stage.moments is not None:
+                self._hand_on(index, solved)
+                self._set_going(index, stage.number)
             self._heldout(first, raw, block, stage)
 
     def _blockwise(self, index: int, block: Block, raw: Block) -> None:
         stages = list(self._stages(index))
-        shared = [stage for stage in stages if stage.moments is not None]
-        self._have_gathered(shared, dense=True)
+        shared = tuple(stage.number for stage in stages if stage.moments is not None)
+        for worker in self.workers if shared else ():
+            worker.gather(shared, dense=True)
         if self.needs:
             self._gather_dense(stages, block)
-        self._take_in(shared)
+        for stage in stages:
+            self._take_in(stage)
         give_back()
         pruned: Block = {}
         for stage in stages:
             for matrix in stage.matrices:
                 pruned[f"{matrix.name}.weight"] = self._solve(index, matrix, raw, stage.moments)
             stage.moments = None
+        self._hand_on(index, pruned)
+        self._set_going(index, len(stages))
         first = len(self.reports) - len(pruned)
         with self.clock("error"):
             for stage in stages:
@@ -128,21 +131,28 @@ class _Walk:
                 self._report_errors(first, errors)
                 first += len(stage.matrices)
         block.update(pruned)
-        self._hand_on(index, pruned)
 
-    def _have_gathered(self, stages: Sequence[_Stage], *, dense: bool) -> None:
-        """Set the workers going on their shares."""
-        for worker in self.workers if stages else ():
-            worker.gather(tuple(stage.number for stage in stages), dense=dense)
+    def _set_going(self, index: int, stage: int) -> None:
+        """Have the workers do what comes after a stage: gather at the next that is pruned, or else finish the block.
 
-    def _take_in(self, stages: Sequence[_Stage]) -> None:
+        They are told before held-out errors are measured here, and so work meanwhile.
+        """
+        later = [
+            n for n, at in enumerate(self.states.stages) if n > stage and self._gathered(index, at.linears)
+        ]
+        for worker in self.workers:
+            if later:
+                worker.gather((later[0],), dense=False)
+            elif index + 1 < self.source.shape.blocks:
+                worker.leave()
+
+    def _take_in(self, stage: _Stage) -> None:
         """Add what the workers gathered to what was gathered here, in their order, whoever was done first."""
-        with self.clock("moments"):
-            for stage in stages:
+        if stage.moments is not None:
+            with self.clock("moments"):
                 for worker in self.workers:
                     counts, pieces = worker.sums(stage.number)
-                    if stage.moments is not None:
-                        stage.moments.absorb(pieces, counts)
+                    stage.moments.absorb(pieces, counts)
 
     def _hand_on(self, index: int, solved: Block) -> None:
         """Have the workers go on with the pruned weights; the others they have."""
@@ -159,10 +169,14 @@ class _Walk:
             yield _Stage(number, matrices, self._moments(index, stage.linears, matrices[0].columns))
 
     def _moments(self, index: int, linears: tuple[str, ...], columns: int) -> Moments | None:
-        if not (self.needs and any((index, name) in self.selected for name in linears)):
+        if not self._gathered(index, linears):
             return None
         where = f"block {index} {'+'.join(linears)}"
         return Moments(self.needs, columns, self.run.hessian_dtype, self.source.device, where)
+
+    def _gathered(self, index: int, linears: tuple[str, ...]) -> bool:
+        """Whether inputs of these linears are looked at."""
+        return bool(self.needs) and any((index, name) in self.selected for name in linears)
 
     def _gather(self, stage: _Stage, inputs: Tensor, counted: bool) -> None:
         if counted and stage.moments is not None:

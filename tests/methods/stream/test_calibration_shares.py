@@ -16,6 +16,7 @@ from methods.interface import Block, Calibration, Matrix, PruneReport, Run
 from methods.layerwise.rule import Solution
 from methods.moments import Gram, Moments, Statistic
 from methods.registry import get
+from methods.stream.errors import OutputErrors
 from methods.stream.shares import Share, cut
 from methods.stream.sink import BlockFolder
 from methods.stream.source import CheckpointSource
@@ -105,8 +106,8 @@ def test_every_window_is_in_one_share(drawn: int, heldout: int, workers: int) ->
     shares = cut(drawn, heldout, workers)
     assert len(shares) == workers
     assert [window for share in shares for window in range(drawn)[share]] == list(range(drawn))
-    work = [heldout + shares[0].stop, *(share.stop - share.start for share in shares[1:])]
-    if drawn >= heldout * workers:
+    work = [2.5 * heldout + shares[0].stop, *(share.stop - share.start for share in shares[1:])]
+    if drawn >= 2.5 * heldout * workers:
         assert max(work) - min(work) <= 2
 
 
@@ -250,3 +251,34 @@ def test_only_selected_matrices_are_gathered_and_handed_on(tmp_path: Path) -> No
     )
     assert gathered == [(1,)]
     assert replaced == ["self_attn.o_proj.weight"]
+
+
+def test_workers_go_on_while_held_out_errors_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved(tmp_path / "model", "opt")
+    calls: list[str] = []
+
+    class Told(Share):
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("enter", "gather", "sums", "replace", "leave"):
+                calls.append(name)
+            return super().__getattribute__(name)
+
+    relative = OutputErrors.relative
+
+    def measured(errors: OutputErrors) -> Any:
+        calls.append("errors")
+        return relative(errors)
+
+    monkeypatch.setattr(OutputErrors, "relative", measured)
+    get("sparsegpt", {}).prune(
+        CheckpointSource(model),
+        _calibration(),
+        Target.parse("50%"),
+        BlockFolder(tmp_path / "blocks"),
+        _run([Told(CheckpointSource(model), _run())]),
+    )
+    solved = ["sums", "replace"]
+    block = ["enter", "gather", *(3 * [*solved, "gather", "errors"]), *solved]
+    assert calls == 2 * [*block, "leave", "errors"] + [*block, "errors"]
