@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("network") and not config.getoption("--network"):
             item.add_marker(pytest.mark.skip(reason="needs the network: pass --network"))
         if item.get_closest_marker("chaos") and not config.getoption("--chaos"):
-            item.add_marker(pytest.mark.skip(reason="takes an hour or so: pass --chaos, or run nox -s scale"))
+            item.add_marker(pytest.mark.skip(reason="takes long: pass --chaos, or run nox -s scale"))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device: none here"))
 

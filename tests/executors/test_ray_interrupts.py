@@ -22,7 +22,7 @@ from ray_clusters import Killer, figures, run
 from bench.results.segments import Store
 
 # Processes start slowly where every core is busy
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.chaos]
 
 FLAGS = {
     "models": "nano-opt",
