@@ -112,6 +112,25 @@ class Cell:
         """Whether this is the unpruned model."""
         return self.method == DENSE_METHOD
 
+    def recorded(self) -> dict[str, Any]:
+        """Parameters as its records state them: the method's, and those of the run that are not at their defaults."""
+        from methods import registry
+
+        if self.dense:
+            return {}
+        found = {
+            **registry.recorded(self.method, dict(self.parameters)),
+            "schedule": self.schedule,
+            "hessian_dtype": self.hessian_dtype,
+        }
+        if self.layers:
+            found["layers"] = self.layers
+        if self.recovery:
+            found["recovery"] = self.recovery
+        if self.calibration_workers > 1:
+            found["calibration_workers"] = self.calibration_workers
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

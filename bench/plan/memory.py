@@ -125,15 +125,12 @@ def prune_terms(cell: Cell, config: Mapping[str, Any], shape: ModelShape) -> dic
         held_now = max(work.workspace, _FACTORISING if work.products_before else 0)
         errors = 2 * 4 * sum(matrix.size for matrix in linears)
         errors += 4 * rows * (columns + max(matrix.rows for matrix in linears))
+        wider = wide * rows * columns if held_now else 0
         steps += [
-            (
-                min(1, held_now) * square,
-                bool(held_now) * wide * rows * columns,
-                passing,
-            ),  # inputs are gathered
+            (min(1, held_now) * square, wider, passing),  # inputs are gathered
             (held_now * square, dense, 0),  # solving needs most Hessians
             (min(2, held_now) * square, 3 * dense, 0),  # looking at what came of it most copies of the weight
-            (0, errors, passing),
+            (0, errors, passing),  # errors on held-out text
         ]
     hessians, weights, activations = max(steps, key=sum)
     stored = stored_itemsize(cell.model, shape)

@@ -9,7 +9,6 @@ from typing import Any
 
 from bench.plan.cells import Cell
 from bench.plan.saving import forms_of, refused
-from methods import registry
 
 __all__ = ["stored"]
 
@@ -44,14 +43,6 @@ def stored(cells: Iterable[Cell], out: Path, saved: tuple[str, ...] = ()) -> fro
 
 
 def _wanted(cell: Cell, saved: tuple[str, ...]) -> set[str]:
-    parameters: dict[str, Any] = {}
-    if not cell.dense:
-        own = registry.recorded(cell.method, dict(cell.parameters))
-        parameters = {**own, "schedule": cell.schedule, "hessian_dtype": cell.hessian_dtype}
-        parameters |= {"layers": cell.layers} if cell.layers else {}
-        parameters |= {"recovery": cell.recovery} if cell.recovery else {}
-        workers = cell.calibration_workers
-        parameters |= {"calibration_workers": workers} if workers > 1 else {}
     calibration = cell.calibration.id if cell.calibration else ""
     kept = [f"save/{form}" for form in forms_of(cell, saved) if refused(cell, form) is None]
     return {
@@ -64,7 +55,7 @@ def _wanted(cell: Cell, saved: tuple[str, ...]) -> set[str]:
             cell.dtype,
             calibration,
             cell.protocol(phase),
-            parameters,
+            cell.recorded(),
         )
         for phase in ("prune", *cell.evaluations, *kept)
     }

@@ -20,7 +20,6 @@ from bench.run import phases, saved
 from bench.run.evaluations import EVALUATIONS, Weights
 from bench.run.results import CellObserver, Results
 from bench.run.subject import Keys, Subject, Subjects, keys_without_model
-from methods import registry
 from methods.errors import UnsupportedTarget
 from methods.stream.shares import Worker
 from methods.stream.sink import BlockFolder
@@ -207,9 +206,8 @@ class CellRunner:
                 with self._recording(cell, subject, keys, machine, "prune") as result:
                     result.append(phases.prune(cell, subject, run, blocks))
             else:
-                phases.prune(
-                    cell, subject, run, blocks
-                )  # its record stands; only the weights are needed again
+                # its record stands; only the weights are needed again
+                phases.prune(cell, subject, run, blocks)
         return blocks.folder
 
     def _unsaved(
@@ -297,16 +295,7 @@ class CellRunner:
             "dtype": cell.dtype,
             "calibration": cell.calibration.id if cell.calibration else "",
             "protocol": cell.protocol(phase),
-            "parameters": {
-                **registry.recorded(cell.method, dict(cell.parameters)),
-                "schedule": cell.schedule,
-                "hessian_dtype": cell.hessian_dtype,
-                **({"layers": cell.layers} if cell.layers else {}),
-                **({"recovery": cell.recovery} if cell.recovery else {}),
-                **({"calibration_workers": workers} if (workers := cell.calibration_workers) > 1 else {}),
-            }
-            if not cell.dense
-            else {},
+            "parameters": cell.recorded(),
         }
 
     def _provenance(self, subject: Subject | None, machine: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ray_clusters import Killer, figures, run
 from bench.results.segments import Store
 
 # Processes start slowly where every core is busy
-pytestmark = [pytest.mark.timeout(900), pytest.mark.chaos]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 FLAGS = {
     "models": "nano-opt",

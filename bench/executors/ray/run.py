@@ -145,6 +145,8 @@ class _Run:
         finally:
             self._cancel()
             self._clean(living)
+            # Ray writes a line on standard error for a call that it ends unanswered
+            self.ray.wait([fetching], timeout=_GRACE)
 
     def _possible(self, living: list[Node]) -> set[int]:
         """Cells that some node can hold; the others are refused."""

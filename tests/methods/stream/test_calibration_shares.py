@@ -11,7 +11,7 @@ import torch
 from saved_models import saved
 from torch import Tensor
 
-from methods.errors import MachineError, NonFiniteError
+from methods.errors import NonFiniteError
 from methods.interface import Block, Calibration, Matrix, PruneReport, Run
 from methods.layerwise.rule import Solution
 from methods.moments import Gram, Moments, Statistic
@@ -185,13 +185,21 @@ def test_a_killed_walk_goes_on_with_new_workers_to_the_same_bits(
     assert [m.heldout_error for m in report.matrices] == [m.heldout_error for m in whole.matrices]
 
 
-def test_kept_states_of_a_worker_that_are_gone_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["torn", "cut", "gone"])
+def test_damaged_states_of_a_worker_begin_the_walk_anew(tmp_path: Path, damage: str) -> None:
+    """As those of the leader do: the same bits, from the first block."""
     model = saved(tmp_path / "model", "opt")
+    whole = tmp_path / "whole"
+    _prune(model, whole, 2)
     with pytest.raises(_Killed):
         _prune(model, tmp_path, 2, _DyingSink(tmp_path / "blocks", 1))
-    (tmp_path / "work" / "hidden-00001-2.safetensors").write_bytes(b"torn")
-    with pytest.raises(MachineError, match="cannot be read"):
-        _prune(model, tmp_path, 2)
+    kept = tmp_path / "work" / "hidden-00001-2.safetensors"
+    if damage == "gone":
+        kept.unlink()
+    else:
+        kept.write_bytes(b"torn" if damage == "torn" else kept.read_bytes()[:-8])
+    assert _prune(model, tmp_path, 2).resumed_blocks == 0
+    assert list(_blocks(tmp_path)) == list(_blocks(whole))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
